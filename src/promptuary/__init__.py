@@ -1,0 +1,73 @@
+"""Promptuary: learns prompts for frozen pretrained models. The public names, each imported when first used.
+
+Knows nothing itself; importing it loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_run": "promptuary.config",
+    "Run": "promptuary.config",
+    "train": "promptuary.train",
+    "Result": "promptuary.train",
+    "evaluate": "promptuary.evaluate",
+    "load_prompt": "promptuary.checkpoint",
+    "save_prompt": "promptuary.checkpoint",
+    "Tuned": "promptuary.tuned",
+    "match_budget": "promptuary.tuned",
+    "Prompt": "promptuary.types",
+    "Offset": "promptuary.types",
+    "Batch": "promptuary.types",
+    "Method": "promptuary.methods.base",
+    "MethodConfig": "promptuary.methods.base",
+    "Backbone": "promptuary.backbones.base",
+    "PromptuaryError": "promptuary.errors",
+}
+
+if TYPE_CHECKING:
+    from promptuary.backbones.base import Backbone
+    from promptuary.checkpoint import load_prompt, save_prompt
+    from promptuary.config import Run, load_run
+    from promptuary.errors import PromptuaryError
+    from promptuary.evaluate import evaluate
+    from promptuary.methods.base import Method, MethodConfig
+    from promptuary.train import Result, train
+    from promptuary.tuned import Tuned, match_budget
+    from promptuary.types import Batch, Offset, Prompt
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Method",
+    "MethodConfig",
+    "Offset",
+    "Prompt",
+    "PromptuaryError",
+    "Result",
+    "Run",
+    "Tuned",
+    "evaluate",
+    "load_prompt",
+    "load_run",
+    "match_budget",
+    "save_prompt",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'promptuary' has no attribute {name!r}")
+    # `train` and `evaluate` are files too: bind the function over the submodule of the same name
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,454 @@
+"""What a backbone is: a frozen model seen as places for a prompt and as something that scores, reads and writes.
+
+Knows no method, task or data set; `inject.py` does the wrapping, and each family says where its model's parts are.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptuary.backbones import load
+from promptuary.backbones.inject import Placed, Read, Wiring, place
+from promptuary.errors import ConfigError, DataError, FingerprintError, SiteError, require
+from promptuary.settings import Settings
+from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape
+
+Prompts = Prompt | Sequence[Prompt]
+Family = Literal["auto", "causal", "seq2seq", "masked", "encoder"]
+
+
+class BackboneConfig(Settings):
+    """Which frozen model, and how it is held."""
+
+    model: str = Field(description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights")
+    family: str = Field("auto", description="causal, seq2seq, masked or encoder; auto reads the model's config")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="how the frozen weights are held; the prompt stays in float32"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="load with bitsandbytes (NF4 or int8); models that are stored quantised need nothing here"
+    )
+    pooling: Literal["auto", "mean", "first", "last", "answer"] = Field(
+        "auto", description="what a head reads: mean of the text, first, last or answer token; auto is the family's"
+    )
+    temperature: float = Field(
+        0.05, gt=0, description="of the cosine to class prototypes (encoder); sentence-transformers uses a scale of 20"
+    )
+    dropout: bool = Field(False, description="run the frozen model's dropout in training; off is faster (our choice)")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model; only ever set by hand")
+
+
+@dataclass(frozen=True)
+class TableVocabulary:
+    """A read-only look at an embedding table, as `prompts.init` wants it."""
+
+    table: nn.Module
+    tokenizer: Any
+
+    def common(self, limit: int) -> Int[Tensor, " n"]:
+        """The first `limit` ordinary tokens in the order of their ids, which is by frequency in most vocabularies."""
+        special = set(self.tokenizer.all_special_ids)
+        size = min(len(self.tokenizer), self.table.weight.shape[0])
+        names = self.tokenizer.convert_ids_to_tokens(list(range(min(size, 4 * limit + 2000))))
+        ordinary = [
+            number
+            for number, name in enumerate(names)
+            if number not in special and name is not None and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
+        ]
+        return torch.tensor(ordinary[:limit])
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """Ids of a text, without special tokens."""
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Embeddings as the model sees them, float32 on the CPU."""
+        with torch.no_grad():
+            return self.table(ids.to(self.table.weight.device)).float().cpu()
+
+    def rms(self) -> float:
+        """Root mean square over the entries of common tokens."""
+        return float(self.embed(self.common(5000)).pow(2).mean().sqrt())
+
+
+class Backbone(abc.ABC):
+    """A frozen pretrained model with its tokenizer.
+
+    Facts that a family declares:
+        name: family name, file name.
+        loader: transformers' class that loads its models.
+        answer_at: where an answer goes: at a "mask", at the "end" of the text, as a separate "target", or "none".
+        abilities: "words" (score label words), "pool" (one vector per example), "generate".
+        pooling: what a head reads by default.
+    """
+
+    name: ClassVar[str]
+    loader: ClassVar[Any]
+    answer_at: ClassVar[Literal["mask", "end", "target", "none"]]
+    abilities: ClassVar[frozenset[str]]
+    pooling: ClassVar[str]
+    sites: ClassVar[frozenset[str]] = frozenset({"input", "offset"})
+    words_at_head: bool = True
+
+    def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig) -> None:
+        """Freeze and wire a loaded model.
+
+        Args:
+            model: a transformers model with input embeddings.
+            tokenizer: its fast tokenizer.
+            config: how it was loaded; `config.model` is the name that prompts will remember.
+
+        Raises:
+            SiteError: the model has no place for a prompt, or the tokenizer is not a fast one.
+        """
+        if not tokenizer.is_fast:
+            raise SiteError(f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json")
+        if model.config.to_dict().get("vocab_size_per_layer_input"):
+            raise SiteError(f"{type(model).__name__} has a second per-token table, where prompts are not proved to work")
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._was_trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._was_training = {module: module.training for module in model.modules()}
+        model.requires_grad_(False)
+        model.train(config.dropout)
+        self.table = model.get_input_embeddings()
+        self.vocabulary = TableVocabulary(self.table, tokenizer)
+        self._identity: dict[str, str] | None = None
+        self._identify = lambda: load.fingerprint(model, self.table.weight)
+        self._identity = self._identify()
+        self.wiring = Wiring(model)
+        self.shape = Shape(width=int(self.vocabulary.embed(torch.tensor([0])).shape[1]))
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.prefix, self.suffix = self._special_ids()
+        self.check_model()
+
+    def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
+        """Refuse a model that lacks what the family needs."""
+
+    @classmethod
+    def load(cls, config: BackboneConfig) -> Backbone:
+        """Load model and tokenizer as `config` says.
+
+        Raises:
+            ConfigError: not found, not readable, or no tokenizer beside it.
+        """
+        transformers.utils.logging.disable_progress_bar()
+        source = load.resolve(config.model)
+        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+        if config.revision is not None:
+            options["revision"] = config.revision
+        tokenizer = load.from_pretrained(transformers.AutoTokenizer, source, "tokenizer", **options)
+        options["dtype"] = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        if config.quantization is not None:
+            require("bitsandbytes", extra="quantized")
+            options["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=config.quantization == "4bit",
+                load_in_8bit=config.quantization == "8bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
+            )
+        model = load.from_pretrained(cls.loader, source, f"{cls.name} model", **options)
+        if config.quantization is None:
+            model = model.to(pick_device(config.device))
+        return cls(model, tokenizer, config)
+
+    def release(self) -> Any:
+        """Take every wrapper off and give the model back as it came."""
+        self.wiring.remove()
+        for parameter, trained in self._was_trained.items():
+            parameter.requires_grad_(trained)
+        for module, training in self._was_training.items():
+            module.training = training
+        return self.model
+
+    # ---- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding table lies."""
+        return self.table.weight.device
+
+    @property
+    def max_positions(self) -> int | None:
+        """The most positions that the model takes, prompt included; None if it has no such limit."""
+        limits = [self.model.config.to_dict().get(key) for key in ("max_position_embeddings", "n_positions")]
+        found = [limit for limit in limits if limit]
+        if self.tokenizer.model_max_length < 10**6:
+            found.append(self.tokenizer.model_max_length)
+        return min(found) if found else None
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model; an encoder-decoder counts both sides."""
+        facts = self.model.config.to_dict()
+        names = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
+        first = next((int(facts[name]) for name in names if facts.get(name)), 1)
+        more = next((int(facts[name]) for name in ("num_decoder_layers", "decoder_layers") if facts.get(name)), 0)
+        return first + more
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What tells this base from another: architecture, sampled weights, tokenizer."""
+        assert self._identity is not None
+        config = self.model.config
+        return {
+            "architecture": f"{config.model_type} {self.name} {self.shape.width} {self.wiring.vocabulary}",
+            **self._identity,
+            "tokenizer": load.tokenizer_hash(self.tokenizer),
+        }
+
+    def check_identity(self, expected: dict[str, str], trained_on: str) -> None:
+        """Compare with the identity that a prompt was trained on.
+
+        Raises:
+            FingerprintError: says what differs and names both models.
+        """
+        differing = [key for key, value in self.identity.items() if expected.get(key, value) != value]
+        if differing:
+            raise FingerprintError(
+                f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
+                f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; load it with the base it was trained on"
+            )
+
+    # ---- text to ids ------------------------------------------------------------------------------------------------
+
+    def answer_ids(self, words: str, *, glue: str = " ") -> list[int]:
+        """Token ids of an answer as it stands behind a text, [k].
+
+        Raises:
+            DataError: the answer has no tokens.
+        """
+        before = "a" + glue.strip(" ")
+        together = self._plain_ids(f"a{glue}{words}")
+        alone = self._plain_ids(before)
+        ids = together[len(alone) :] if together[: len(alone)] == alone else self._plain_ids(words)
+        if not ids:
+            raise DataError(f"the answer {words!r} has no tokens in this vocabulary; choose other label words")
+        return ids
+
+    def encode(self, pieces: Sequence[Piece], max_length: int) -> Encoded:
+        """A filled template as token ids with special tokens; only fields are cut to make it fit.
+
+        Args:
+            pieces: fixed text, fields and slots, in order.
+            max_length: most tokens of the text, special tokens included, prompt and answer not.
+
+        Raises:
+            DataError: the fixed parts alone are longer than `max_length`.
+        """
+        tokens = self._tokens(pieces)
+        room = max_length - len(self.prefix) - len(self.suffix)
+        counts: dict[int, int] = {}
+        for item in tokens:
+            if isinstance(item, tuple) and item[1] is not None:
+                counts[item[1]] = counts.get(item[1], 0) + 1
+        total = sum(isinstance(item, tuple) for item in tokens)
+        kept, over = dict(counts), max(0, total - room)
+        for _ in range(over):
+            longest = max(kept, key=lambda number: kept[number], default=None)
+            if longest is None or kept[longest] == 0:
+                raise DataError(
+                    f"the template alone has more than {max_length} tokens; raise data.max_length or shorten task.template"
+                )
+            kept[longest] -= 1
+        ids, segments, slots = list(self.prefix), [0] * len(self.prefix), {}
+        segment, used = 0, dict.fromkeys(counts, 0)
+        for item in tokens:
+            if isinstance(item, str):
+                slots[item] = len(ids)
+                continue
+            token, number = item
+            if number is not None:
+                used[number] += 1
+                if used[number] > kept[number]:
+                    continue
+            if token == self.tokenizer.mask_token_id and self.answer_at == "mask":
+                slots[ANSWER] = len(ids)
+            ids.append(token)
+            segments.append(segment)
+            if number is None and token == self.tokenizer.sep_token_id:
+                segment = 1
+        if self.answer_at == "end":
+            if not ids:
+                raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
+            slots[ANSWER] = len(ids) - 1
+        if self.answer_at != "end":
+            ids, segments = ids + list(self.suffix), segments + [segment] * len(self.suffix)
+        if not ids:
+            raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
+        return Encoded(ids, segments, slots, cut=over)
+
+    def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, int | None] | str]:
+        """(token, number of its field or None) for text, and names of slots that take no token."""
+        out: list[tuple[int, int | None] | str] = []
+        text, spans, fields = "", [], 0
+
+        def flush(at_answer: bool = False) -> None:
+            nonlocal text, spans
+            body = text.rstrip(" ") if at_answer else text
+            if body:
+                coded = self.tokenizer(
+                    body, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+                )
+                for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+                    inside = (number for low, high, number in spans if start >= low and end <= high and end > low)
+                    out.append((token, next(inside, None)))
+            text, spans = "", []
+
+        for piece in pieces:
+            if piece.role == "fixed":
+                text += piece.value
+            elif piece.role == "field":
+                spans.append((len(text), len(text) + len(piece.value), fields))
+                text += piece.value
+                fields += 1
+            elif piece.value == ANSWER:
+                flush(at_answer=True)
+                if self.answer_at == "mask":
+                    out.append((self.tokenizer.mask_token_id, None))
+            elif piece.value == "sep":
+                flush(at_answer=True)
+                if self.tokenizer.sep_token_id is not None:
+                    out.append((self.tokenizer.sep_token_id, None))
+            else:
+                flush()
+                out.append(piece.value)
+        flush()
+        return out
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """Special tokens that the tokenizer puts before and behind a text."""
+        bare = self._plain_ids("a")
+        full = list(self.tokenizer("a", add_special_tokens=True).input_ids)
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []
+
+    # ---- places -----------------------------------------------------------------------------------------------------
+
+    def place(self, batch: Batch, prompts: Prompts, side: Literal["left", "right"] = "right") -> Placed:
+        """Put prompts into a batch.
+
+        Raises:
+            SiteError: a prompt uses a site that this family does not have.
+        """
+        several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+        for prompt in several:
+            missing = prompt.sites - self.sites
+            if missing:
+                raise SiteError(f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have")
+        first = torch.tensor(self.prefix[:1], dtype=torch.long, device=batch.input_ids.device)
+        return place(batch, several, vocabulary=self.wiring.vocabulary, pad=self.pad, first_ids=first, side=side)
+
+    @contextmanager
+    def running(self, placed: Placed, read: Read | None = None) -> Iterator[dict[str, Tensor]]:
+        """The arguments of the model's forward pass while the placed prompts are active."""
+        inputs = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
+        if placed.segment_ids is not None:
+            inputs["token_type_ids"] = placed.segment_ids
+        with self.wiring.active(placed.bank, read):
+            yield inputs
+
+    def embeddings(self, batch: Batch) -> Float[Tensor, "b t d"]:
+        """Frozen embeddings of the text, for methods that need them."""
+        with torch.no_grad():
+            return self.table(batch.input_ids)
+
+    @property
+    def uses_segments(self) -> bool:
+        """Whether the model tells first and second text apart."""
+        return "token_type_ids" in self.tokenizer.model_input_names
+
+    # ---- what it does -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
+        """Last hidden states at the text tokens; no prompt positions, no output head."""
+
+    def pooled(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
+        """One vector per example, from text tokens only (never from prompt rows)."""
+        states, mask = self.hidden(batch, prompts), batch.attention_mask.bool()
+        how = self.pooling if self.config.pooling == "auto" else self.config.pooling
+        if how == "mean":
+            weight = mask.to(states.dtype)[..., None]
+            return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+        ends = {"first": mask.long().argmax(1), "last": (mask.long().cumsum(1) * mask).argmax(1)}
+        if how == "answer" and ANSWER not in batch.slots:
+            raise ConfigError('backbone.pooling is "answer" but the template has no {mask}; add it or pool otherwise')
+        at = batch.slots[ANSWER] if how == "answer" else ends[how]
+        return states[torch.arange(len(batch), device=at.device), at]
+
+    def score(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
+        """A score per possible answer; softmax over them gives their probabilities among themselves.
+
+        One-token answers: their logits at the answer position, and nothing else is computed. Longer answers:
+        mean log-probability per token under the full vocabulary. Answers that do not exist for a row score -inf.
+
+        Raises:
+            SiteError: this family does not score words.
+        """
+        exists = candidates.mask.any(-1)
+        if int(candidates.mask.sum(-1).max()) == 1:
+            scores = self.score_words(batch, prompts, candidates.ids[..., 0])
+        else:
+            scores = self.score_phrases(batch, prompts, candidates)
+        return scores.masked_fill(~exists, -torch.inf)
+
+    def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:
+        """Scores of one-token answers, `ids` [c] or [b, c]."""
+        raise SiteError(f"the {self.name} family does not score words; use task.reading: head")
+
+    def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
+        """Scores of answers of several tokens."""
+        raise SiteError(f"the {self.name} family does not score words; use task.reading: head")
+
+    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
+        """Sum of the negative log-probabilities of `batch.target_ids`; the head runs on their positions only."""
+        raise SiteError(f"the {self.name} family does not write text; use a causal or seq2seq model")
+
+    def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
+        """Ids of the written answers, without prompt, text and padding. Greedy unless `options` say otherwise."""
+        raise SiteError(f"the {self.name} family does not write text; use a causal or seq2seq model")
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; "auto" takes CUDA, then Apple's, then the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'backbone.device: "{name}" is not available here ({str(error).splitlines()[0]})') from None
+
+
+def read_words(logits: Float[Tensor, "b w"], words: Tensor, ids: Tensor) -> Float[Tensor, "b c"]:
+    """Pick each row's own words out of logits over the sorted `words`."""
+    return logits.gather(1, torch.searchsorted(words, ids.contiguous()))
+
+
+def phrase_scores(logits: Float[Tensor, "n k v"], ids: Int[Tensor, "n k"], mask: Tensor) -> Float[Tensor, " n"]:
+    """Mean log-probability per real token, [n]; a phrase without tokens gets 0."""
+    taken = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
+    return (taken * mask).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -1,0 +1,99 @@
+"""Decoder-only language models (GPT-2, Llama, Qwen, Gemma, SmolLM2, ...): the answer is the continuation.
+
+Knows no method, task or data set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+
+from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
+from promptuary.backbones.inject import Read, insert_after
+from promptuary.types import ANSWER, IGNORED, Batch, Candidates, Prompt
+
+
+class Causal(Backbone):
+    """A causal language model."""
+
+    name = "causal"
+    loader: ClassVar[Any] = transformers.AutoModelForCausalLM
+    answer_at = "end"
+    abilities = frozenset({"words", "pool", "generate"})
+    pooling = "answer"
+
+    def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
+        """States of the model below its head."""
+        placed = self.place(batch, prompts)
+        with self.running(placed) as inputs:
+            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return states.gather(1, placed.columns[..., None].expand(-1, -1, states.shape[-1]))
+
+    def logits(self, batch: Batch, prompts: Prompts, at: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits [b, n, w or V] at text columns `at` [b, n]: what the model expects behind those tokens."""
+        placed = self.place(batch, prompts)
+        with self.running(placed, Read(placed.columns.gather(1, at), words)) as inputs:
+            return self.model(**inputs, use_cache=False).logits
+
+    def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:
+        """Logits behind the last token of the text."""
+        words = torch.unique(ids)
+        scores = self.logits(batch, prompts, batch.slots[ANSWER][:, None], words)[:, 0].float()
+        return read_words(scores, words, ids.expand(len(batch), -1))
+
+    def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
+        """Each row runs once per answer, with the answer behind the text."""
+        count = candidates.ids.shape[-2]
+        ids = candidates.ids.expand(len(batch), -1, -1).flatten(0, 1)
+        mask = candidates.mask.expand(len(batch), -1, -1).flatten(0, 1)
+        rows = torch.arange(len(batch), device=ids.device).repeat_interleave(count)
+        repeated = batch.rows(rows)
+        grown, columns = insert_after(repeated, repeated.slots[ANSWER], ids, mask, plain=True)
+        read = torch.cat([grown.slots[ANSWER][:, None], columns[:, :-1]], dim=1)
+        logits = self.logits(grown, _repeat(prompts, rows, len(batch)), read)
+        return phrase_scores(logits, ids, mask).view(len(batch), count)
+
+    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
+        """Teacher forcing on the answer behind the text."""
+        assert batch.target_ids is not None
+        mask = batch.target_ids != IGNORED
+        grown, columns = insert_after(batch, batch.slots[ANSWER], batch.target_ids, mask, plain=True)
+        read = torch.cat([grown.slots[ANSWER][:, None], columns[:, :-1]], dim=1)
+        logits = self.logits(grown, prompts, read).float()
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
+        """The model's own `generate` on left-padded virtual ids."""
+        placed = self.place(batch, prompts, side="left")
+        options = {"do_sample": False, "pad_token_id": self.pad, **options}
+        with torch.no_grad(), self.running(placed) as inputs:
+            written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        return trim(written[:, placed.input_ids.shape[1] :], self.model.generation_config.eos_token_id, self.pad)
+
+
+def _repeat(prompts: Prompts, rows: Tensor, size: int) -> Prompts:
+    """Prompts with one set of rows per example, repeated with their examples."""
+
+    def repeat(prompt: Prompt) -> Prompt:
+        if prompt.rows is None or len(prompt.rows) == 1 or size == 1:
+            return prompt
+        return replace(prompt, rows=prompt.rows[rows])
+
+    return repeat(prompts) if isinstance(prompts, Prompt) else [repeat(prompt) for prompt in prompts]
+
+
+def trim(written: Tensor, eos: int | list[int] | None, pad: int) -> list[list[int]]:
+    """Each row up to its first end token, without padding."""
+    ends = {eos} if isinstance(eos, int) else set(eos or [])
+    out = []
+    for row in written.tolist():
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        out.append([token for token in row[:stop] if token != pad or pad in ends])
+    return out

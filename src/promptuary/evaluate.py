@@ -1,0 +1,66 @@
+"""Scores of a prompt on labelled examples, with intervals; tidy rows of predictions.
+
+Knows no training, no command line and no method or family by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptuary import metrics
+from promptuary.data.collate import Row
+from promptuary.tuned import Tuned
+from promptuary.types import Prediction
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by metric name, the predictions behind them, and a 95 % bootstrap interval of the first metric."""
+
+    scores: dict[str, float]
+    predictions: list[Prediction]
+    gold: list[Any]
+    interval: tuple[float, float] | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per example: place, right answer, given answer, scores."""
+        return [
+            {"index": index, "gold": gold, "answer": prediction.answer, "scores": dict(prediction.scores)}
+            for index, (gold, prediction) in enumerate(zip(self.gold, self.predictions, strict=True))
+        ]
+
+
+def evaluate(
+    tuned: Tuned,
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    rows: Sequence[Row] | None = None,
+    batch_size: int = 32,
+    interval: bool = True,
+    check: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Predict labelled examples and score the answers.
+
+    Args:
+        tuned: a prompt on its base.
+        examples: with labels.
+        rows: the same examples, encoded already.
+        batch_size: examples per batch.
+        interval: whether to bootstrap an interval (labels and texts that are right or wrong only).
+        check: called before each batch; may raise to stop.
+
+    Raises:
+        DataError: no examples, or one lacks a field or has an unknown label.
+    """
+    gold = [tuned.task.gold(example) for example in examples]
+    encoded = rows if rows is not None else tuned.rows(examples, labelled=True)
+    predictions = tuned.answer(encoded, examples, batch_size=batch_size, check=check)
+    answers = [prediction.answer for prediction in predictions]
+    scores = metrics.compute(tuned.task.metrics, gold, answers)
+    spread = None
+    if interval and tuned.task.metrics[0] in ("accuracy", "exact_match"):
+        right = [metrics.compute(tuned.task.metrics[:1], [g], [a])[tuned.task.metrics[0]] for g, a in zip(gold, answers, strict=True)]
+        spread = metrics.bootstrap_interval(right)
+    return Evaluation(scores, predictions, gold, spread)

@@ -1,0 +1,197 @@
+"""What a method is: it owns the trained tensors and turns them into a `Prompt`.
+
+Knows no architecture, tokenizer, file, data set or device.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptuary.errors import ConfigError
+from promptuary.prompts.init import Start, Starting, starting_rows
+from promptuary.settings import Settings
+from promptuary.types import Losses, Prompt, Shape, View
+
+
+class MethodConfig(Settings):
+    """Settings that every method has; a method adds its own."""
+
+    name: str = Field(description="method; `promptuary methods` lists them")
+    init: Start | Literal["saved"] = Field(
+        "vocabulary",
+        description='where the first rows come from: sampled "vocabulary", "text" (init_text), "random" at the '
+        'vocabulary\'s scale, or "saved" (init_prompt). Lester et al. 2021, section 3.2: vocabulary beats random',
+    )
+    init_text: str | None = Field(None, description='the text for init: "text", repeated or cut to length')
+    init_prompt: str | None = Field(None, description='a saved prompt folder for init: "saved" (SPoT-style transfer)')
+    placement: Literal["front", "after_bos"] = Field(
+        "front", description="where the rows go: before everything (the papers), or behind the first special token"
+    )
+    match_length: int | None = Field(
+        None,
+        ge=1,
+        description="choose the size so that the trained parameters equal prompt tuning of this length (at most)",
+    )
+    prompt_lr: float = Field(
+        0.05, gt=0, description="learning rate of the prompt rows, in lr_unit; our choice, measured in benchmarks/"
+    )
+    lr_unit: Literal["relative", "absolute"] = Field(
+        "relative",
+        description='"relative": prompt_lr times the root mean square of the tensor at the start, so that one value '
+        'fits models of any embedding scale (our choice); "absolute": as is (the papers use 0.3 on T5-base)',
+    )
+    weight_decay: float = Field(1e-5, ge=0, description="on prompt and low-rank tensors; DePT asks for 1e-5")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One trained tensor with its own learning rate and weight decay."""
+
+    name: str
+    parameter: nn.Parameter
+    learning_rate: float
+    weight_decay: float
+
+
+class Method(nn.Module, abc.ABC):
+    """One published algorithm.
+
+    Facts that a method declares:
+        name: file name, class tag, card name, results column.
+        title, paper: for tables and cards.
+        reconstructed: whether it was rebuilt from partial sources (its card says which).
+        sites: places of a backbone that it uses.
+        groups: parameter name -> learning-rate group; the group's rate is the config field `<group>_lr`.
+        undecayed: groups without weight decay.
+        relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
+        solver: the solver that trains it by default.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    reconstructed: ClassVar[bool] = False
+    sites: ClassVar[frozenset[str]] = frozenset({"input"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    groups: ClassVar[Mapping[str, str]]
+    undecayed: ClassVar[frozenset[str]] = frozenset({"modules"})
+    relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
+    solver: ClassVar[str] = "gradient"
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: MethodConfig, shape: Shape) -> None:
+        """Build empty tensors from widths alone.
+
+        Args:
+            config: an instance of this class's `Config`.
+            shape: widths of the backbone.
+        """
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        self.start_scale: dict[str, float] = {}
+        self.build()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `prompt` must see of a batch: "embeddings" or nothing. Nothing means one prompt for all inputs."""
+        return frozenset()
+
+    @abc.abstractmethod
+    def build(self) -> None:
+        """Create the parameters with `self.parameter(...)`; values come in `fill`."""
+
+    @abc.abstractmethod
+    def fill(self, source: Starting) -> None:
+        """Give every parameter its first value from `source.vocabulary` and `source.generator`."""
+
+    @abc.abstractmethod
+    def prompt(self, view: View) -> Prompt:
+        """The prompt now, differentiable. `view` holds what `needs` asked for."""
+
+    @classmethod
+    @abc.abstractmethod
+    def count(cls, config: MethodConfig, shape: Shape) -> int:
+        """The number of trained parameters by formula."""
+
+    @classmethod
+    @abc.abstractmethod
+    def match_budget(cls, config: MethodConfig, length: int, shape: Shape) -> MethodConfig:
+        """The same settings, resized to at most `length * width` trained parameters.
+
+        Raises:
+            ConfigError: if even the smallest size is larger; the message says what to lower.
+        """
+
+    def fold(self) -> Prompt:
+        """The result as constants, without the tensors that only training needed.
+
+        Raises:
+            NotFoldable: if the prompt depends on the input.
+        """
+        with torch.no_grad():
+            return self.prompt(View())
+
+    def loss(self, task_loss: Tensor) -> Losses:
+        """What training minimises; by default just the task's loss."""
+        return Losses(task_loss, {"task": float(task_loss.detach())})
+
+    def insight(self) -> Mapping[str, Tensor]:
+        """Small named vectors and matrices that a person may want to look at, such as gate weights."""
+        return {}
+
+    def parameter(self, *size: int) -> nn.Parameter:
+        """An empty trained tensor."""
+        return nn.Parameter(torch.zeros(*size))
+
+    def initialise(self, source: Starting) -> Self:
+        """Fill the tensors and note their scale, which relative learning rates refer to."""
+        with torch.no_grad():
+            self.fill(source)
+            for name, value in self.named_parameters():
+                self.start_scale[name] = float(value.pow(2).mean().sqrt()) if value.numel() else 0.0
+        return self
+
+    def first_rows(self, count: int, source: Starting) -> Tensor:
+        """`count` rows as the settings ask for them, [count, d]."""
+        config = self.config
+        if config.init != "saved":
+            return starting_rows(config.init, count, source, text=config.init_text)
+        if source.saved is None:
+            raise ConfigError('method.init is "saved" but method.init_prompt names no prompt folder')
+        rows = source.saved
+        if rows.shape[1] != self.shape.width:
+            raise ConfigError(f"the saved prompt has width {rows.shape[1]}, the backbone {self.shape.width}")
+        return rows.repeat(-(-count // len(rows)), 1)[:count].clone()
+
+    def trained(self) -> list[Group]:
+        """Every trained tensor with its learning rate; relative rates are resolved by the starting scale."""
+        found = []
+        for name, parameter in self.named_parameters():
+            group = self.groups[name]
+            rate = float(getattr(self.config, f"{group}_lr"))
+            scale = self.start_scale.get(name, 0.0)
+            if group in self.relative and self.config.lr_unit == "relative" and scale > 0:
+                rate *= scale
+            decay = 0.0 if group in self.undecayed else self.config.weight_decay
+            found.append(Group(name, parameter, rate, decay))
+        return found
+
+
+def check_size(smallest: int, budget: int, length: int, fix: str) -> None:
+    """Refuse a budget that the smallest form exceeds.
+
+    Raises:
+        ConfigError: with both numbers and `fix`, what to change.
+    """
+    if smallest > budget:
+        raise ConfigError(
+            f"method.match_length {length} gives {budget} parameters, but the smallest form has {smallest}; {fix}"
+        )

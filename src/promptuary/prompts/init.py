@@ -1,0 +1,74 @@
+"""How a prompt starts: rows taken from the frozen vocabulary, from a text, or drawn at random.
+
+Knows no tokenizer and no model: it reads the vocabulary through `Vocabulary`, which a backbone gives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from promptuary.errors import ConfigError
+
+Start = Literal["vocabulary", "text", "random"]
+
+COMMON_TOKENS = 5000
+"""Rows are sampled among the first this many ordinary tokens (Lester et al. 2021, section 2.1)."""
+
+
+class Vocabulary(Protocol):
+    """A read-only look at the embedding table of a frozen model."""
+
+    def common(self, limit: int) -> Int[Tensor, " n"]:
+        """Ids of the first `limit` ordinary tokens (no special, no unused ones), most common first."""
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """Ids of a text, without special tokens."""
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Their embeddings exactly as the model sees them, in float32."""
+
+    def rms(self) -> float:
+        """Root mean square of the entries of the embeddings of the common tokens."""
+
+
+@dataclass(frozen=True)
+class Starting:
+    """Everything a method may read when it fills its tensors; `saved` are rows of an earlier prompt."""
+
+    vocabulary: Vocabulary
+    generator: torch.Generator
+    saved: Float[Tensor, "n d"] | None = None
+
+
+def starting_rows(
+    start: Start, count: int, source: Starting, *, text: str | None = None
+) -> Float[Tensor, "n d"]:
+    """`count` rows, [count, d], in float32.
+
+    "vocabulary": embeddings of tokens sampled among the common ones (without repetition while they last);
+    "text": embeddings of the tokens of `text`, repeated or cut to `count` (Lester et al. 2021; DePT's code);
+    "random": normal with the root mean square of the vocabulary (our choice; N(0, 1) is never used).
+
+    Raises:
+        ConfigError: "text" without a text, or a text of no tokens.
+    """
+    vocabulary, generator = source.vocabulary, source.generator
+    if count == 0:
+        return vocabulary.embed(torch.zeros(1, dtype=torch.long))[:0]
+    if start == "text":
+        ids = vocabulary.ids(text) if text else torch.empty(0, dtype=torch.long)
+        if len(ids) == 0:
+            raise ConfigError('method.init is "text" but method.init_text is empty: give it a sentence')
+        return vocabulary.embed(ids.repeat(-(-count // len(ids)))[:count])
+    common = vocabulary.common(COMMON_TOKENS)
+    if start == "vocabulary":
+        rounds = -(-count // len(common))
+        order = torch.cat([torch.randperm(len(common), generator=generator) for _ in range(rounds)])
+        return vocabulary.embed(common[order[:count]])
+    width = vocabulary.embed(common[:1]).shape[1]
+    return torch.randn(count, width, generator=generator) * vocabulary.rms()

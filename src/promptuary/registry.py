@@ -1,0 +1,98 @@
+"""Names to classes. The registry is the folder: a file's name is what the user types.
+
+Knows nothing about what the classes do; importing a name imports just that one file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from promptuary.errors import ConfigError
+
+KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task"}
+"""Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
+
+_HELPERS = {"base", "inject", "load", "template"}
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """`; did you mean "x"?` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _folder(kind: str) -> dict[str, str]:
+    path = Path(__file__).parent / kind
+    return {
+        module.name: f"promptuary.{kind}.{module.name}"
+        for module in pkgutil.iter_modules([str(path)])
+        if not module.ispkg and module.name not in _HELPERS
+    }
+
+
+def _outside(kind: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=f"promptuary.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """Every known name of a kind, sorted; reads the folder and the entry points, imports nothing.
+
+    Raises:
+        ConfigError: if an outside package claims a name that is taken.
+    """
+    inside, outside = _folder(kind), _outside(kind)
+    for name in inside.keys() & outside.keys():
+        raise ConfigError(f'two owners of the name "{name}": {inside[name]} and {outside[name]}; uninstall one')
+    return sorted({*inside, *outside})
+
+
+@cache
+def load(kind: str, name: str) -> Any:
+    """The class behind a name, or behind `package.module:Class`.
+
+    Raises:
+        ConfigError: no such name (with the nearest one), or the file does not hold exactly one final class.
+    """
+    base = getattr(importlib.import_module(f"promptuary.{kind}.base"), KINDS[kind])
+    if ":" in name:
+        return _checked(_attribute(name), base, name)
+    known = names(kind)
+    if name not in known:
+        raise ConfigError(f'no such {kind[:-1]}: "{name}"{suggest(name, known)} (known: {", ".join(known)})')
+    if name in _outside(kind):
+        return _checked(_attribute(_outside(kind)[name]), base, name)
+    module = importlib.import_module(_folder(kind)[name])
+    final = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    ]
+    if len(final) != 1:
+        raise ConfigError(f"{module.__name__} must hold exactly one final {base.__name__}, found {len(final)}")
+    return _checked(final[0], base, name)
+
+
+def _attribute(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'cannot import "{target}": {error}') from error
+
+
+def _checked(found: Any, base: type, name: str) -> Any:
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigError(f'"{name}" is not a {base.__name__}')
+    if ":" not in name and found.name != name:
+        raise ConfigError(f'{found.__module__}.{found.__name__} calls itself "{found.name}" but is listed as "{name}"')
+    return found

@@ -1,0 +1,150 @@
+"""Gradient descent on the trained tensors: AdamW or Adafactor, a schedule, clipping, a guard against NaN.
+
+Knows no method, family or task; devices, processes and files are the trainer's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from promptuary.solvers.base import Batches, Learner, Reduce, StepResult, Tensors
+
+
+class GradientSolver:
+    """An optimiser with a schedule over tensors that each have their own learning rate."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensors],
+        *,
+        optimizer: str,
+        schedule: str,
+        steps: int,
+        warmup: int,
+        clip: float,
+    ) -> None:
+        """Set up.
+
+        Args:
+            tensors: what is trained.
+            optimizer: "adamw" or "adafactor".
+            schedule: "linear", "cosine" or "constant", each after warm-up.
+            steps: length of the schedule.
+            warmup: steps of linear warm-up.
+            clip: largest norm of all gradients together.
+        """
+        self.tensors = [tensor for tensor in tensors if tensor.parameter.numel()]
+        groups = [
+            {"params": [tensor.parameter], "lr": tensor.learning_rate, "weight_decay": tensor.weight_decay}
+            for tensor in self.tensors
+        ]
+        if optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+        else:
+            # Lester et al. 2021: no parameter scaling, decay 0.8, the rate is given from outside
+            self.optimizer = transformers.optimization.Adafactor(
+                groups, scale_parameter=False, relative_step=False, warmup_init=False, decay_rate=-0.8, lr=1.0
+            )
+        shape = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[schedule]
+        self.schedule = transformers.get_scheduler(shape, self.optimizer, warmup, steps)
+        self.clip = clip
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trained tensors."""
+        return [tensor.parameter for tensor in self.tensors]
+
+    def step(
+        self,
+        learner: Learner,
+        batches: Batches,
+        total_weight: float,
+        *,
+        reduce: Reduce | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """One optimiser step over the parts of a batch; the result does not depend on how it is cut.
+
+        Args:
+            learner: gives the loss.
+            batches: parts of one batch.
+            total_weight: sum of the weights of all parts, on all processes.
+            reduce: sums a tensor over processes.
+            check: called before each part; may raise to stop, with nothing changed.
+
+        Returns:
+            The loss of the whole batch. If it or a gradient is not finite, nothing is changed.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        device = self.parameters[0].device
+        loss, parts = torch.zeros((), device=device), dict[str, float]()
+        for batch in batches:
+            if check is not None:
+                check()
+            share = learner.weight(batch) / total_weight
+            losses = learner.loss(batch)
+            (losses.total * share).backward()
+            loss += losses.total.detach().float() * share
+            for name, value in losses.parts.items():
+                parts[name] = parts.get(name, 0.0) + value * share
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if reduce is not None:
+                parameter.grad = reduce(parameter.grad)
+        if reduce is not None:
+            loss = reduce(loss)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        value = float(loss)
+        if not (math.isfinite(norm) and math.isfinite(value)):
+            return StepResult(value, norm, parts, applied=False)
+        self.optimizer.step()
+        self.schedule.step()
+        return StepResult(value, norm, parts, applied=True)
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply every learning rate, now and for the rest of the schedule."""
+        self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of each tensor now."""
+        return {t.name: float(g["lr"]) for t, g in zip(self.tensors, self.optimizer.param_groups, strict=True)}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors by name, and numbers."""
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        saved = self.optimizer.state_dict()
+        for place, slots in saved["state"].items():
+            for key, value in slots.items():
+                name = f"{self.tensors[place].name}/{key}"
+                if isinstance(value, Tensor):
+                    tensors[name] = value.detach().cpu().clone()
+                else:
+                    numbers[name] = value
+        rates = [[group["lr"], group["initial_lr"]] for group in saved["param_groups"]]
+        return tensors, {"slots": numbers, "rates": rates, "schedule_step": self.schedule.last_epoch}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Put a state back, exactly."""
+        places = {tensor.name: place for place, tensor in enumerate(self.tensors)}
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in [*tensors.items(), *numbers["slots"].items()]:
+            owner, _, key = name.rpartition("/")
+            state.setdefault(places[owner], {})[key] = value.clone() if isinstance(value, Tensor) else value
+        full = self.optimizer.state_dict()
+        full["state"] = state
+        for group, (rate, first) in zip(full["param_groups"], numbers["rates"], strict=True):
+            group["lr"], group["initial_lr"] = rate, first
+        self.optimizer.load_state_dict(full)
+        self.schedule.last_epoch = numbers["schedule_step"]
+        self.schedule.base_lrs = [first for _, first in numbers["rates"]]

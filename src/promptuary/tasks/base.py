@@ -1,0 +1,143 @@
+"""What a task is: how an example is asked, what its right answer is, how scores become answers, and what is measured.
+
+Knows no prompt, method or backbone; a backbone's scores come in as plain tensors.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from promptuary.errors import ConfigError
+from promptuary.metrics import METRICS
+from promptuary.registry import suggest
+from promptuary.settings import Settings
+from promptuary.tasks.template import Template, default_template
+from promptuary.types import Batch, Piece, Prediction
+
+Reading = Literal["words", "head", "text"]
+
+
+class TaskConfig(Settings):
+    """Settings that every task has; a task adds its own."""
+
+    name: str = Field(description="classify, choose, regress or generate")
+    template: str | None = Field(
+        None, description="how an example is asked, such as '{text} It was {mask}.'; without one the fields themselves"
+    )
+    fields: tuple[str, ...] = Field(("text",), description="text fields, for the default template")
+    metrics: tuple[str, ...] = Field((), description="what is measured; the first one chooses the best checkpoint")
+    head_lr: float = Field(5e-3, gt=0, description="learning rate of a trained head; our choice")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """An example that is ready to be encoded.
+
+    `target`: class index, or value; `answer`: text to be written; `choices`: this example's own possible answers.
+    """
+
+    pieces: list[Piece]
+    target: int | float | None = None
+    answer: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+class Task(abc.ABC):
+    """What examples mean.
+
+    Facts that a task declares:
+        name: file name, config tag.
+        reading: how answers are read off a backbone: "words" scored, a trained "head", or written "text".
+        outputs: numbers that a head gives.
+        words: possible answers as texts, in the order of the scores; empty if each example has its own or none.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[TaskConfig]]
+    default_metrics: ClassVar[tuple[str, ...]]
+    reading: Reading
+    outputs: int = 1
+    words: tuple[str, ...] = ()
+
+    def __init__(self, config: TaskConfig, examples: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Settle everything that the settings leave open by looking at training examples.
+
+        Args:
+            config: an instance of this class's `Config`.
+            examples: training examples; not needed when the settings say everything (see `settled`).
+
+        Raises:
+            ConfigError: settings that do not fit together or cannot be settled.
+        """
+        self.config = config
+        self.template = Template(config.template or default_template(config.fields))
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ConfigError(f"task.metrics: no metric {metric!r}{suggest(metric, list(METRICS))}")
+        self.settle(examples)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured; the first chooses the best checkpoint."""
+        return self.config.metrics or self.default_metrics
+
+    @abc.abstractmethod
+    def settle(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        """Set `reading`, `outputs`, `words` and the like."""
+
+    @abc.abstractmethod
+    def settled(self) -> TaskConfig:
+        """The settings with everything spelt out, so that a saved prompt needs no data."""
+
+    @classmethod
+    @abc.abstractmethod
+    def answer_fields(cls, config: TaskConfig) -> tuple[str, ...]:
+        """Fields of a labelled example that are not in the template."""
+
+    @classmethod
+    def required(cls, config: TaskConfig) -> tuple[str, ...]:
+        """Fields that every labelled example must have."""
+        template = Template(config.template or default_template(config.fields))
+        return tuple(dict.fromkeys((*template.fields, *cls.answer_fields(config))))
+
+    @abc.abstractmethod
+    def fill(self, example: Mapping[str, Any], *, labelled: bool) -> Filled:
+        """Ask one example.
+
+        Raises:
+            DataError: a field is missing, or the label is unknown.
+        """
+
+    @abc.abstractmethod
+    def gold(self, example: Mapping[str, Any]) -> Any:
+        """The right answer, comparable with `Prediction.answer`."""
+
+    @abc.abstractmethod
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Sum of the losses of the examples of a batch; `scores` [b, c] or [b, outputs]."""
+
+    @abc.abstractmethod
+    def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
+        """One example's scores as an answer."""
+
+    def decode_text(self, text: str) -> Prediction:
+        """A written text as an answer."""
+        return Prediction(text.strip())
+
+    def for_abilities(self, abilities: frozenset[str], family: str) -> Self:
+        """Refuse a backbone that cannot do what the task reads.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+        need = {"words": "words", "head": "pool", "text": "generate"}[self.reading]
+        if need not in abilities:
+            other = "use a causal or seq2seq model" if need == "generate" else "choose another task.reading"
+            raise ConfigError(f"task {self.name} reads {self.reading!r}, which the {family} family cannot do; {other}")
+        return self

@@ -1,0 +1,92 @@
+"""Templates: text with `{field}` places, filled from an example into pieces.
+
+Knows no tokenizer: what a mask or a separator is, a backbone decides.
+
+Places: `{name}` a field of the example; `{mask}` where the answer goes; `{sep}` the model's separator;
+`{prompt}` or `{prompt_NAME}` where rows of a prompt go when a method asks for named slots.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promptuary.errors import ConfigError, DataError
+from promptuary.registry import suggest
+from promptuary.types import ANSWER, Piece
+
+
+class Template:
+    """A parsed template."""
+
+    def __init__(self, text: str) -> None:
+        """Parse.
+
+        Raises:
+            ConfigError: unbalanced braces, an empty or a numbered place, or two masks.
+        """
+        self.text = text
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ConfigError(f"task.template {text!r}: {error}; write {{{{ for a literal brace") from None
+        self.parts: list[tuple[str, str | None]] = [(fixed, name) for fixed, name, _, _ in parts]
+        names = [name for _, name in self.parts if name is not None]
+        if any(not name.isidentifier() for name in names):
+            raise ConfigError(f"task.template {text!r}: every place needs a name, such as {{text}}")
+        if names.count(ANSWER) > 1:
+            raise ConfigError(f"task.template {text!r} has more than one {{mask}}")
+        self.slots = [name for name in names if is_slot(name)]
+        self.fields = [name for name in names if not is_slot(name)]
+
+    @property
+    def asks_at_end(self) -> bool:
+        """Whether nothing stands behind the answer."""
+        return ANSWER not in self.slots or (self.parts[-1][1] == ANSWER)
+
+    @property
+    def glue(self) -> str:
+        """What joins text and answer: a line break, a space, or (as written) nothing but a space is assumed."""
+        before = "".join(fixed for fixed, name in self.parts if name == ANSWER)
+        if ANSWER not in self.slots:
+            before = self.parts[-1][0] if self.parts and self.parts[-1][1] is None else ""
+        return before[len(before.rstrip()) :].replace(" ", "") or " "
+
+    def fill(self, example: Mapping[str, Any], more: Mapping[str, str] | None = None) -> list[Piece]:
+        """The pieces of one example.
+
+        Args:
+            example: field -> value.
+            more: fields that are not data, such as the choice that is being scored.
+
+        Raises:
+            DataError: the example has no such field.
+        """
+        pieces = []
+        for fixed, name in self.parts:
+            if fixed:
+                pieces.append(Piece("fixed", fixed))
+            if name is None:
+                continue
+            if is_slot(name):
+                pieces.append(Piece("slot", name))
+                continue
+            source = more if more is not None and name in more else example
+            if name not in source:
+                raise DataError(
+                    f'task.template uses "{{{name}}}" but the data has no field "{name}"{suggest(name, list(example))} '
+                    f"(fields: {', '.join(map(str, example))}; data.rename can rename them)"
+                )
+            pieces.append(Piece("field", str(source[name])))
+        return pieces
+
+
+def is_slot(name: str) -> bool:
+    """Whether a place takes no field."""
+    return name in (ANSWER, "sep") or name == "prompt" or name.startswith("prompt_")
+
+
+def default_template(fields: Sequence[str]) -> str:
+    """The fields in their order, with separators between them."""
+    return "{sep}".join(f"{{{name}}}" for name in fields)

@@ -1,0 +1,226 @@
+"""The vocabulary: the few things that cross between methods, backbones, tasks and solvers.
+
+Knows no model, method, data set, file or device; imports torch and the shape annotations only.
+
+Shape letters: b rows of a batch, g one or b, t text tokens, p prompt rows, m rows of an offset table, r rank,
+d width of the token embeddings, h width of the hidden states, c candidates, k tokens of a candidate,
+a tokens of an answer, n positions that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from promptuary.errors import NotFoldable
+
+ANSWER = "mask"
+"""Name of the slot at which the answer is read: the mask token, or the last token before the answer."""
+
+IGNORED = -100
+"""Target id that no loss counts."""
+
+OffsetAlign = Literal["token", "slot"]
+OffsetOverflow = Literal["zero", "clamp", "error"]
+Placement = Literal["front", "after_bos"] | tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Offset:
+    """A low-rank table that is added to the embeddings of the text by position (DePT, EPT).
+
+    `left` [m, r] and `right` [r, d]: row j of `left @ right` is added to the j-th token of the source text.
+    `align`: "token" counts real tokens, so padding on either side changes nothing (our choice);
+    "slot" counts columns of the padded input (what the official DePT code does).
+    `overflow`: what tokens beyond m get: nothing ("zero"), the last row ("clamp"), or an error.
+    """
+
+    left: Float[Tensor, "m r"]
+    right: Float[Tensor, "r d"]
+    align: OffsetAlign = "token"
+    overflow: OffsetOverflow = "zero"
+
+    def table(self) -> Float[Tensor, "m d"]:
+        """The product, [m, d]."""
+        return self.left @ self.right
+
+    def is_zero(self) -> bool:
+        """Whether the table is identically zero."""
+        return not bool(self.table().detach().abs().max() > 0)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a method gives to a backbone. Any part may be absent.
+
+    `rows` [1, p, d] shared by the batch, or [b, p, d] one prompt per row: vectors at prompt positions.
+    `offset`: added to the embeddings of the text, never to an answer.
+    `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one;
+    or named slots of the template with the number of rows that each takes, in order.
+    """
+
+    rows: Float[Tensor, "g p d"] | None = None
+    offset: Offset | None = None
+    placement: Placement = "front"
+
+    @property
+    def length(self) -> int:
+        """How many positions the prompt adds."""
+        return 0 if self.rows is None else int(self.rows.shape[1])
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The places of a backbone that this prompt uses: "input" for rows, "offset" for the table."""
+        parts = {"input": self.rows, "offset": self.offset}
+        return frozenset(name for name, part in parts.items() if part is not None)
+
+    def as_rows(self) -> Float[Tensor, "p d"]:
+        """The prompt as one static table of rows, for tools that know nothing else.
+
+        Raises:
+            NotFoldable: if rows depend on the input, or if the offset table is not zero: no prefix can
+                reproduce an additive change of the other tokens' embeddings.
+        """
+        if self.offset is not None and not self.offset.is_zero():
+            raise NotFoldable(
+                "this prompt also adds a position-wise table to the text embeddings, which no prefix can reproduce; "
+                "export it in a form that carries the table, or train with the low-rank part switched off"
+            )
+        if self.rows is None:
+            raise NotFoldable("this prompt has no rows")
+        if self.rows.shape[0] != 1:
+            raise NotFoldable("the rows depend on the input, so there is no single static prompt")
+        return self.rows[0]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Token ids of the possible answers: [c, k] for all rows of a batch, or [b, c, k] for each row its own.
+
+    `mask` is true on real tokens; a candidate without any does not exist for that row and scores -inf.
+    """
+
+    ids: Int[Tensor, "*b c k"]
+    mask: Bool[Tensor, "*b c k"]
+
+    @property
+    def per_row(self) -> bool:
+        """Whether each row of the batch has its own answers."""
+        return self.ids.dim() == 3
+
+    def to(self, device: torch.device) -> Candidates:
+        """The same on another device."""
+        return Candidates(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Text as token ids, without any prompt, and what is to be learnt from it.
+
+    `slots`: for each named place of the template the column in `input_ids`, [b].
+    `plain`: tokens that never take an offset (answers).
+    `target`: class index (long) or value (float), [b]; `target_ids`: answer to be written, padded with -100, [b, a].
+    `prompt_index`: which of several prompts each row takes, [b]; absent means the first.
+    `index`: place of each row in its data set, so that results can be put back in order.
+    """
+
+    input_ids: Int[Tensor, "b t"]
+    attention_mask: Int[Tensor, "b t"]
+    index: Int[Tensor, " b"]
+    segment_ids: Int[Tensor, "b t"] | None = None
+    plain: Bool[Tensor, "b t"] | None = None
+    slots: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
+    target: Tensor | None = None
+    target_ids: Int[Tensor, "b a"] | None = None
+    candidates: Candidates | None = None
+    prompt_index: Int[Tensor, " b"] | None = None
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor | Candidates):
+                return value.to(device)
+            if isinstance(value, Mapping):
+                return {name: move(item) for name, item in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def rows(self, rows: Int[Tensor, " n"]) -> Batch:
+        """The chosen rows, in the given order; a row may be repeated."""
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows]
+            if isinstance(value, Candidates):
+                return Candidates(value.ids[rows], value.mask[rows]) if value.per_row else value
+            if isinstance(value, Mapping):
+                return {name: pick(item) for name, item in value.items()}
+            return value
+
+        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a filled template: "fixed" text, a "field" of the example (may be cut), or a "slot" (a named place)."""
+
+    role: Literal["fixed", "field", "slot"]
+    value: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids, special tokens included.
+
+    `segments`: 0 before the first separator, 1 after it; `slots`: named place -> column;
+    `cut`: how many tokens of the fields were left out to make it fit.
+    """
+
+    ids: list[int]
+    segments: list[int]
+    slots: Mapping[str, int]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """What a method may look at; holds only what the method declared in `needs`.
+
+    `embeddings` [b, t, d]: frozen embeddings of the text; `mask` [b, t]: which of them are real tokens.
+    """
+
+    embeddings: Float[Tensor, "b t d"] | None = None
+    mask: Bool[Tensor, "b t"] | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that a method may know of a backbone when it is built: `width` of the token embeddings."""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a solver minimises. `total` is differentiable; `parts` are for the log."""
+
+    total: Float[Tensor, ""]
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer to one example: `answer` is a label, a number or a text; `scores` per label where there are labels."""
+
+    answer: Any
+    scores: Mapping[str, float] = field(default_factory=dict)
