@@ -41,6 +41,21 @@ def _outside(kind: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=f"promptuary.{kind}")}
 
 
+_ADDED: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+
+
+def add(kind: str, found: Any) -> None:
+    """Make a class known by its `name` in this process, such as one from a notebook or a test.
+
+    Raises:
+        ConfigError: the name belongs to somebody else.
+    """
+    if found.name in {*_folder(kind), *_outside(kind)} and load(kind, found.name) is not found:
+        raise ConfigError(f'two owners of the name "{found.name}"; choose another one')
+    _ADDED[kind][found.name] = found
+    load.cache_clear()
+
+
 def names(kind: str) -> list[str]:
     """Every known name of a kind, sorted; reads the folder and the entry points, imports nothing.
 
@@ -50,7 +65,7 @@ def names(kind: str) -> list[str]:
     inside, outside = _folder(kind), _outside(kind)
     for name in inside.keys() & outside.keys():
         raise ConfigError(f'two owners of the name "{name}": {inside[name]} and {outside[name]}; uninstall one')
-    return sorted({*inside, *outside})
+    return sorted({*inside, *outside, *_ADDED[kind]})
 
 
 @cache
@@ -66,6 +81,8 @@ def load(kind: str, name: str) -> Any:
     known = names(kind)
     if name not in known:
         raise ConfigError(f'no such {kind[:-1]}: "{name}"{suggest(name, known)} (known: {", ".join(known)})')
+    if name in _ADDED[kind]:
+        return _checked(_ADDED[kind][name], base, name)
     if name in _outside(kind):
         return _checked(_attribute(_outside(kind)[name]), base, name)
     module = importlib.import_module(_folder(kind)[name])

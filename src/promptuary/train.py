@@ -44,6 +44,9 @@ STRIKES = 3
 class Listener:
     """Is told what happens; does nothing. The command line draws from it."""
 
+    def begun(self, training: Training) -> None:
+        """Before anything is written; `training.stop.request()` ends the run cleanly at its next step."""
+
     def planned(self, plan: Mapping[str, Any]) -> None:
         """Before the first step: what will be trained, where, and what it takes."""
 
@@ -87,6 +90,10 @@ class Stop:
     def __init__(self) -> None:
         """No request yet."""
         self.signal: int | None = None
+
+    def request(self, number: int = signal.SIGINT) -> None:
+        """Ask for a stop."""
+        self.signal = number
 
     def check(self) -> None:
         """Raise `Interrupted` if a stop was asked for."""
@@ -237,6 +244,7 @@ class Training:
     def run(self, *, resume: bool, fresh: bool) -> Result:
         """From opening the folder to result.json."""
         settings = self.settings.train
+        self.listener.begun(self)
         if self.processes.is_main_process:
             self.folder.open(self.settings, resume=resume, fresh=fresh)
         self.processes.wait_for_everyone()

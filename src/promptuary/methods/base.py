@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -72,6 +72,7 @@ class Method(nn.Module, abc.ABC):
         undecayed: groups without weight decay.
         relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
         solver: the solver that trains it by default.
+        tiny: settings for the contract suite's tiny models (width 32, texts of up to 40 tokens).
     """
 
     name: ClassVar[str]
@@ -84,6 +85,7 @@ class Method(nn.Module, abc.ABC):
     undecayed: ClassVar[frozenset[str]] = frozenset({"modules"})
     relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
     solver: ClassVar[str] = "gradient"
+    tiny: ClassVar[Mapping[str, Any]] = {}
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: MethodConfig, shape: Shape) -> None:
@@ -151,7 +153,7 @@ class Method(nn.Module, abc.ABC):
         """An empty trained tensor."""
         return nn.Parameter(torch.zeros(*size))
 
-    def initialise(self, source: Starting) -> Self:
+    def initialise(self, source: Starting) -> Method:
         """Fill the tensors and note their scale, which relative learning rates refer to."""
         with torch.no_grad():
             self.fill(source)

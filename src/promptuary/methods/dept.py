@@ -46,6 +46,7 @@ class DePT(Method):
     title = "DePT"
     paper = "arXiv 2309.05173"
     sites = frozenset({"input", "offset"})
+    tiny: ClassVar = {"num_virtual_tokens": 3, "rank": 2, "max_tokens": 24, "low_rank_lr": 5e-3}
     groups: ClassVar = {"rows": "prompt", "a": "low_rank", "b": "low_rank"}
     Config = DePTConfig
 

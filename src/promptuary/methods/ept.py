@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -81,7 +81,7 @@ class EPTConfig(MethodConfig):
     modules_lr: float = Field(1e-3, gt=0, description="learning rate of gate, spaces and maps; our choice")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> EPTConfig:
         if self.gate_input == "text" and self.gate_granularity == "token":
             raise ValueError('gate_granularity "token" reads prompt rows; with gate_input "text" use "prompt"')
         if self.gate_top_k is not None and self.gate_top_k > self.spaces:
@@ -102,6 +102,7 @@ class EPT(Method):
     paper = "arXiv 2405.11464"
     reconstructed = True
     sites = frozenset({"input", "offset"})
+    tiny: ClassVar = {"num_virtual_tokens": 3, "reference_length": 8, "rank": 2, "max_tokens": 24, "spaces": 2, "space_dim": 2}
     groups: ClassVar = {
         "rows": "prompt",
         "a": "low_rank",

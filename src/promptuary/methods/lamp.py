@@ -47,6 +47,7 @@ class LAMP(Method):
     title = "LAMP"
     paper = "arXiv 2502.12200"
     reconstructed = True
+    tiny: ClassVar = {"length": 8, "rank": 3, "pool": 2}
     groups: ClassVar = {"u": "prompt", "q": "singular", "v": "prompt"}
     relative = frozenset({"prompt", "singular"})
     Config = LAMPConfig

@@ -29,6 +29,7 @@ class PromptTuning(Method):
     name = "prompt_tuning"
     title = "Prompt tuning"
     paper = "arXiv 2104.08691"
+    tiny: ClassVar = {"num_virtual_tokens": 4}
     groups: ClassVar = {"rows": "prompt"}
     Config = PromptTuningConfig
 

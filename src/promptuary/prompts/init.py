@@ -6,7 +6,7 @@ Knows no tokenizer and no model: it reads the vocabulary through `Vocabulary`, w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ COMMON_TOKENS = 5000
 """Rows are sampled among the first this many ordinary tokens (Lester et al. 2021, section 2.1)."""
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """A read-only look at the embedding table of a frozen model."""
 

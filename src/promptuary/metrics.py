@@ -1,0 +1,227 @@
+"""Scores of answers against the right ones, as pure NumPy functions, and the table that names them.
+
+Knows no task, model or file; scikit-learn and scipy are the oracles in its tests, never imports.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from promptuary.errors import ConfigError
+from promptuary.registry import suggest
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _check(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
+    if len(gold) != len(predicted):
+        raise ValueError(f"expected one answer per example, got {len(predicted)} answers to {len(gold)} examples")
+    if len(gold) == 0:
+        raise ValueError("expected at least one example to score, got none")
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def accuracy(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
+    """Share of examples with the right label. Labels are compared as they are: "1" is not 1."""
+    _check(gold, predicted)
+    return sum(g == p for g, p in zip(gold, predicted, strict=True)) / len(gold)
+
+
+def _f1_of(label: Hashable, gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
+    right = sum(g == label and p == label for g, p in zip(gold, predicted, strict=True))
+    told = sum(g == label for g in gold) + sum(p == label for p in predicted)
+    return 2 * right / told if told else 0.0
+
+
+def macro_f1(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
+    """Mean F1 over every label that is right or was answered somewhere, each counted alike (as scikit-learn does)."""
+    _check(gold, predicted)
+    # dict.fromkeys and not set: the order of a sum must not depend on string hashes
+    return float(np.mean([_f1_of(label, gold, predicted) for label in dict.fromkeys((*gold, *predicted))]))
+
+
+def f1(gold: Sequence[Any], predicted: Sequence[Any], positive: Any = None) -> float:
+    """F1 of one label against the rest.
+
+    Args:
+        gold: right labels.
+        predicted: answers, which may hold labels that are never right.
+        positive: the label that counts; without it, the second of the sorted right labels. Where only one label is
+            ever right, the answers of the same type tell what the other one is.
+
+    Raises:
+        ValueError: unequal lengths, no examples, or more than two labels and no `positive`.
+    """
+    _check(gold, predicted)
+    if positive is None:
+        labels = set(gold)
+        if len(labels) == 1:
+            labels |= {answer for answer in predicted if type(answer) is type(gold[0])}
+        if len(labels) > 2:
+            raise ValueError(f"f1 is for two labels, got {len(labels)}; use macro_f1, or say which one is positive")
+        positive = max(labels)
+    return _f1_of(positive, gold, predicted)
+
+
+def matthews(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
+    """Matthews' correlation for any number of labels (Gorodkin's R_K); 0.0 if either side is constant."""
+    _check(gold, predicted)
+    codes = {label: code for code, label in enumerate(dict.fromkeys((*gold, *predicted)))}
+    table = np.zeros((len(codes), len(codes)))
+    np.add.at(table, ([codes[g] for g in gold], [codes[p] for p in predicted]), 1)
+    true, told, total = table.sum(1), table.sum(0), table.sum()
+    # R_K = (c s - t.p) / sqrt((s^2 - p.p)(s^2 - t.t))
+    below = (total**2 - told @ told) * (total**2 - true @ true)
+    return float((np.trace(table) * total - true @ told) / np.sqrt(below)) if below > 0 else 0.0
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+def _values(gold: Sequence[float], predicted: Sequence[float]) -> tuple[npt.NDArray[np.float64], ...]:
+    _check(gold, predicted)
+    return np.asarray(gold, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+
+
+def pearson(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Pearson's correlation; 0.0 if either side is constant, where it is undefined."""
+    x, y = _values(gold, predicted)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1.0, 1.0))
+
+
+def _ranks(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1, ties averaged: the last rank of a group minus half of its other members."""
+    _, group, size = np.unique(x, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(size) - (size - 1) / 2)[group]
+    return ranks
+
+
+def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Spearman's rank correlation with ties averaged; 0.0 if either side is constant, where it is undefined."""
+    x, y = _values(gold, predicted)
+    return pearson(_ranks(x).tolist(), _ranks(y).tolist())
+
+
+def mean_squared_error(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Mean of the squared differences."""
+    x, y = _values(gold, predicted)
+    return float(np.mean((x - y) ** 2))
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def _words(text: str) -> list[str]:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, split at white space."""
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share of texts that are equal after SQuAD's normalisation (case, punctuation, articles, white space)."""
+    _check(gold, predicted)
+    return sum(_words(g) == _words(p) for g, p in zip(gold, predicted, strict=True)) / len(gold)
+
+
+def _token_f1_of(gold: str, predicted: str) -> float:
+    right, told = _words(gold), _words(predicted)
+    if not right or not told:
+        return float(right == told)
+    shared = (Counter(right) & Counter(told)).total()
+    return 2 * shared / (len(right) + len(told))
+
+
+def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Mean F1 over the words of each pair, as SQuAD counts it; two empty texts score 1, one empty text 0."""
+    _check(gold, predicted)
+    return float(np.mean([_token_f1_of(g, p) for g, p in zip(gold, predicted, strict=True)]))
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score. `kind`: what it compares, a "label", a "value" (number) or a "text"."""
+
+    name: str
+    function: Callable[[Sequence[Any], Sequence[Any]], float]
+    higher_is_better: bool
+    kind: Literal["label", "value", "text"]
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy, True, "label"),
+        Metric("macro_f1", macro_f1, True, "label"),
+        Metric("f1", f1, True, "label"),
+        Metric("matthews", matthews, True, "label"),
+        Metric("pearson", pearson, True, "value"),
+        Metric("spearman", spearman, True, "value"),
+        Metric("mean_squared_error", mean_squared_error, False, "value"),
+        Metric("exact_match", exact_match, True, "text"),
+        Metric("token_f1", token_f1, True, "text"),
+    )
+}
+
+
+def compute(names: Sequence[str], gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
+    """Several scores of the same answers, by name, in the order of `names`.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest known one.
+    """
+    for name in names:
+        if name not in METRICS:
+            known = list(METRICS)
+            raise ConfigError(f'no such metric: "{name}"{suggest(name, known)} (known: {", ".join(known)})')
+    return {name: METRICS[name].function(gold, predicted) for name in names}
+
+
+# ---- what a score is worth ------------------------------------------------------------------------------------------
+
+
+def majority_baseline(train_gold: Sequence[Hashable], test_gold: Sequence[Hashable]) -> float:
+    """Accuracy on the test labels of always answering the most frequent training label (ties: first by its text)."""
+    if len(train_gold) == 0:
+        raise ValueError("expected at least one training label, got none")
+    label, _ = min(Counter(train_gold).items(), key=lambda item: (-item[1], str(item[0])))
+    return accuracy(test_gold, [label] * len(test_gold))
+
+
+def bootstrap_interval(
+    correct: Sequence[float], seed: int = 0, rounds: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over examples.
+
+    Args:
+        correct: a score per example, such as 1 for right and 0 for wrong.
+        seed: of the resampling.
+        rounds: how often the examples are drawn again, with replacement.
+        level: share of the rounds that lie within the interval.
+
+    Returns:
+        The lower and the upper end.
+    """
+    scores = np.asarray(correct, dtype=np.float64)
+    if scores.size == 0:
+        raise ValueError("expected at least one scored example, got none")
+    generator = np.random.default_rng(seed)
+    # one round at a time: rounds x examples indices at once would not fit for large test sets
+    means = [scores[generator.integers(0, scores.size, scores.size)].mean() for _ in range(rounds)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
