@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_run": "promptuary.config",
     "Run": "promptuary.config",
-    "train": "promptuary.train",
-    "Result": "promptuary.train",
-    "evaluate": "promptuary.evaluate",
+    "train": "promptuary.training",
+    "Result": "promptuary.training",
+    "evaluate": "promptuary.evaluation",
     "load_prompt": "promptuary.checkpoint",
     "save_prompt": "promptuary.checkpoint",
     "Tuned": "promptuary.tuned",
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from promptuary.checkpoint import load_prompt, save_prompt
     from promptuary.config import Run, load_run
     from promptuary.errors import PromptuaryError
-    from promptuary.evaluate import evaluate
+    from promptuary.evaluation import evaluate
     from promptuary.methods.base import Method, MethodConfig
-    from promptuary.train import Result, train
+    from promptuary.training import Result, train
     from promptuary.tuned import Tuned, match_budget
     from promptuary.types import Batch, Offset, Prompt
 
@@ -63,7 +63,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'promptuary' has no attribute {name!r}")
-    # `train` and `evaluate` are files too: bind the function over the submodule of the same name
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -15,7 +15,8 @@ from torch import Tensor
 import promptuary
 from promptuary import files, registry
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.errors import FileFormatError, NotFoldable
+from promptuary.errors import ConfigError, FileFormatError, NotFoldable
+from promptuary.settings import Settings
 from promptuary.tuned import Tuned, build_method, open_backbone
 from promptuary.types import Prompt, Shape
 
@@ -50,8 +51,8 @@ def save_prompt(tuned: Tuned, folder: str | Path, *, metrics: Mapping[str, float
         "version": VERSION,
         "promptuary": promptuary.__version__,
         "method": method.name,
-        "method_config": method.config.model_dump(mode="json"),
-        "task": tuned.task.settled().model_dump(mode="json"),
+        "method_config": {**method.config.model_dump(mode="json"), "name": method.name},
+        "task": {**tuned.task.settled().model_dump(mode="json"), "name": tuned.task.name},
         "backbone": tuned.backbone.config.model_dump(mode="json"),
         "identity": tuned.backbone.identity,
         "width": tuned.backbone.shape.width,
@@ -66,7 +67,9 @@ def save_prompt(tuned: Tuned, folder: str | Path, *, metrics: Mapping[str, float
     return Path(folder)
 
 
-def load_prompt(folder: str | Path, backbone: Backbone | None = None, *, model: str | None = None, device: str | None = None) -> Tuned:
+def load_prompt(
+    folder: str | Path, backbone: Backbone | None = None, *, model: str | None = None, device: str | None = None
+) -> Tuned:
     """Load a prompt onto its base.
 
     Args:
@@ -85,13 +88,14 @@ def load_prompt(folder: str | Path, backbone: Backbone | None = None, *, model: 
     tensors = files.read_tensors(path / TENSORS, facts["sha256"].get(TENSORS))
     if backbone is None:
         changes = {key: value for key, value in (("model", model), ("device", device)) if value is not None}
-        config = BackboneConfig.read({**facts["backbone"], "device": "auto", **changes}, where="backbone")
-        backbone = open_backbone(config)
+        # whoever made the file does not decide that code of the base is run
+        values = {**facts["backbone"], "device": "auto", "trust_remote_code": False, **changes}
+        backbone = open_backbone(_settings(path, BackboneConfig, values, "backbone"))
     backbone.check_identity(facts["identity"], facts["backbone"]["model"])
     task_class = registry.load("tasks", facts["task"]["name"])
-    task = task_class(task_class.Config.read(facts["task"], where="task"))
+    task = task_class(_settings(path, task_class.Config, facts["task"], "task"))
     method_class = registry.load("methods", facts["method"])
-    method = build_method(method_class.Config.read(facts["method_config"], where="method"), Shape(facts["width"]))
+    method = build_method(_settings(path, method_class.Config, facts["method_config"], "method"), Shape(facts["width"]))
     tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
     expected = {name: tuple(value.shape) for name, value in tuned.state().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -133,19 +137,35 @@ def read_facts(path: Path) -> dict[str, Any]:
     """
     facts = files.read_json(path / FACTS)
     if facts.get("format") != FORMAT:
-        raise FileFormatError(f'{path / FACTS} is not a prompt of this project (format {facts.get("format")!r})')
+        raise FileFormatError(f"{path / FACTS} is not a prompt of this project (format {facts.get('format')!r})")
     if facts.get("version") != VERSION:
         raise FileFormatError(
-            f"{path / FACTS} has format version {facts.get('version')!r}, this release reads {VERSION}; upgrade promptuary"
+            f"{path / FACTS} has format version {facts.get('version')!r}, this release reads {VERSION}; "
+            "upgrade promptuary"
         )
     kinds = {
         "method": str, "method_config": dict, "task": dict, "backbone": dict, "identity": dict, "width": int,
         "max_length": int, "sha256": dict,
     }  # fmt: skip
     wrong = [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]
+    inside = (("task", "name"), ("backbone", "model"), ("sha256", TENSORS))
+    wrong += [
+        f"{name}.{key}" for name, key in inside if name not in wrong and not isinstance(facts[name].get(key), str)
+    ]
     if wrong:
         raise FileFormatError(f"{path / FACTS} is incomplete: {', '.join(wrong)} missing or of the wrong kind")
+    for name in (facts["method"], facts["task"]["name"]):
+        if ":" in name:
+            raise FileFormatError(f'{path / FACTS} names a module to import, "{name}", which a prompt must not')
     return facts
+
+
+def _settings(path: Path, kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
+    """Settings from `prompt.json`; what is wrong with them is wrong with the file."""
+    try:
+        return kind.read(values, where=where)
+    except ConfigError as error:
+        raise FileFormatError(f"{path / FACTS}: {error}; was it saved by a newer promptuary?") from None
 
 
 def _folded(tuned: Tuned) -> dict[str, Tensor] | None:
@@ -178,9 +198,10 @@ library_name: promptuary
 - {method.name}
 ---
 
-# A {method.title} prompt for {base}
+# {method.title} prompt for {base}
 
-{method.title} ({method.paper}), {facts["trainable_parameters"]:,} trained numbers, {facts["added_tokens"]} added positions.
+{method.title} ({method.paper}), {facts["trainable_parameters"]:,} trained numbers,
+{facts["added_tokens"]} added positions.
 The base model is unchanged and is not in this folder.
 {note}
 Template: `{tuned.task.template.text}`

@@ -32,7 +32,9 @@ class TrainConfig(Settings):
     steps: int = Field(500, ge=1, description="optimiser steps; epochs, if given, decides instead")
     epochs: float | None = Field(None, gt=0, description="passes over the training data, instead of steps")
     batch_size: int = Field(16, ge=1, description="examples per optimiser step, whatever accumulation is; DePT: 32")
-    accumulation: int = Field(1, ge=1, description="parts that a batch is run in, to save memory; the result is the same")
+    accumulation: int = Field(
+        1, ge=1, description="parts that a batch is run in, to save memory; the result is the same"
+    )
     optimizer: Literal["adamw", "adafactor"] = Field(
         "adamw", description="AdamW (DePT), or Adafactor without parameter scaling (Lester et al. 2021)"
     )
@@ -128,8 +130,8 @@ def build(values: Mapping[str, Any]) -> Run:
             raise ConfigError(f"{part}.name is required (known: {', '.join(registry.names(kind))})")
         found = registry.load(kind, str(inner["name"]))
         # an outside method is named package.module:Class in the run file and keeps that name there
-        named = {**inner, "name": found.name}
-        checked[part] = found.Config.read(named, where=part)
+        settings = found.Config.read({**inner, "name": found.name}, where=part)
+        checked[part] = settings.model_copy(update={"name": str(inner["name"])})
     return Run.read(checked, where="")
 
 

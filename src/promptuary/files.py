@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -50,7 +51,11 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         if path.exists():
             old = path.with_name(f".old-{path.name}-{os.getpid()}")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(path)
@@ -70,7 +75,7 @@ def append_line(path: Path, content: Any) -> None:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
                 file.seek(0, os.SEEK_END)
-        file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        file.write(to_line(content).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,7 +124,12 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def to_json(content: Any) -> bytes:
     """Readable JSON with a line break at the end."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def to_line(content: Any) -> str:
+    """JSON in one line, with the line break."""
+    return json.dumps(_finite(content), ensure_ascii=False) + "\n"
 
 
 def digest(content: bytes) -> str:
@@ -134,6 +144,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _finite(content: Any) -> Any:
+    """JSON knows no NaN and no infinity; they become null."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -19,7 +19,7 @@ from promptuary.errors import ConfigError
 KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task"}
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
-_HELPERS = {"base", "inject", "load", "template"}
+_HELPERS = {"base", "inject", "load", "template", "text"}
 
 
 def suggest(word: str, known: list[str]) -> str:
@@ -77,7 +77,10 @@ def load(kind: str, name: str) -> Any:
     """
     base = getattr(importlib.import_module(f"promptuary.{kind}.base"), KINDS[kind])
     if ":" in name:
-        return _checked(_attribute(name), base, name)
+        found = _checked(_attribute(name), base, name)
+        # from here on its own name is enough, which is what a saved prompt holds
+        add(kind, found)
+        return found
     known = names(kind)
     if name not in known:
         raise ConfigError(f'no such {kind[:-1]}: "{name}"{suggest(name, known)} (known: {", ".join(known)})')
@@ -110,6 +113,9 @@ def _attribute(target: str) -> Any:
 def _checked(found: Any, base: type, name: str) -> Any:
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigError(f'"{name}" is not a {base.__name__}')
-    if ":" not in name and found.name != name:
-        raise ConfigError(f'{found.__module__}.{found.__name__} calls itself "{found.name}" but is listed as "{name}"')
+    if inspect.isabstract(found):
+        raise ConfigError(f'"{name}" is an abstract {base.__name__}; name a final class')
+    own = str(getattr(found, "name"))  # noqa: B009 (mypy knows only that it is a class)
+    if ":" not in name and own != name:
+        raise ConfigError(f'{found.__module__}.{found.__name__} calls itself "{own}" but is listed as "{name}"')
     return found

@@ -5,7 +5,6 @@ Knows no tensors' meaning and no training loop.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -26,6 +25,9 @@ KEEP = 2
 
 PACKAGES = ("promptuary", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
+FILES = ("run.yaml", "run.json", "environment.json", "metrics.jsonl", "result.json", "predictions.jsonl")
+"""Files of a run, beside its folders checkpoints/ and prompt/."""
+
 
 class RunFolder:
     """One run's folder."""
@@ -36,38 +38,51 @@ class RunFolder:
         self.prompt = self.path / "prompt"
         self.rows = self.path / "metrics.jsonl"
 
-    def open(self, run: Run, *, resume: bool, fresh: bool) -> None:
-        """Get the folder ready to be written.
+    def check(self, run: Run, *, resume: bool, fresh: bool) -> None:
+        """Refuse a folder that the run may not use; nothing is written.
 
         Args:
-            run: written as run.yaml, fully resolved.
+            run: the settings.
             resume: continue what is there.
             fresh: delete what is there.
 
         Raises:
             ConfigError: there is a run already and neither was asked for; or another run is there; or the
-                folder holds other things; or it cannot be written.
+                folder holds other things.
         """
         note = self.path / "run.json"
-        occupied = note.exists()
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file; choose a folder")
-        if occupied and fresh:
+        if note.exists():
+            if not (fresh or resume):
+                raise ConfigError(
+                    f"out: {self.path} holds a run already; add --resume to continue it, --fresh to delete it"
+                )
+            if not fresh and files.read_json(note).get("hash") != run.hash():
+                raise ConfigError(
+                    f"out: {self.path} holds a run with other settings; choose another folder, or --fresh"
+                )
+        elif self.path.exists() and any(not item.name.startswith(".tmp-") for item in self.path.iterdir()):
+            raise ConfigError(f"out: {self.path} is not empty and holds no run; choose another folder")
+
+    def open(self, run: Run, *, resume: bool, fresh: bool) -> None:
+        """`check`, then get the folder ready to be written.
+
+        Raises:
+            ConfigError: as `check`, or it cannot be written.
+        """
+        self.check(run, resume=resume, fresh=fresh)
+        note = self.path / "run.json"
+        if note.exists() and fresh:
             for name in ("checkpoints", "prompt"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in ("run.yaml", "run.json", "environment.json", "metrics.jsonl", "result.json", "predictions.jsonl"):
+            for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-        elif occupied and resume:
-            if files.read_json(note).get("hash") != run.hash():
-                raise ConfigError(f"out: {self.path} holds a run with other settings; choose another folder, or --fresh")
-        elif occupied:
-            raise ConfigError(f"out: {self.path} holds a run already; add --resume to continue it, --fresh to delete it")
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"out: {self.path} is not empty and holds no run; choose another folder")
         try:
+            # first of all, so that a crash from here on leaves a folder that can be resumed
+            files.write_json(note, {"hash": run.hash()})
             files.write_file(self.path / "run.yaml", run.to_yaml().encode())
             files.write_json(self.path / "environment.json", environment())
-            files.write_json(note, {"hash": run.hash()})
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be written: {error.strerror}") from None
 
@@ -81,8 +96,7 @@ class RunFolder:
 
     def predictions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write predictions.jsonl."""
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        files.write_file(self.path / "predictions.jsonl", ("\n".join(lines) + "\n").encode())
+        files.write_file(self.path / "predictions.jsonl", "".join(map(files.to_line, rows)).encode())
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -29,9 +29,7 @@ from promptuary.types import Batch, Candidates, Losses, Prediction, Prompt, Shap
 class Tuned(nn.Module):
     """A backbone that does a task with a prompt. Without a method it is the frozen model alone (zero-shot)."""
 
-    def __init__(
-        self, backbone: Backbone, task: Task, method: Method | None = None, *, max_length: int = 256
-    ) -> None:
+    def __init__(self, backbone: Backbone, task: Task, method: Method | None = None, *, max_length: int = 256) -> None:
         """Put the parts together.
 
         Args:
@@ -47,7 +45,8 @@ class Tuned(nn.Module):
         task.for_abilities(backbone.abilities, backbone.name)
         if backbone.answer_at != "mask" and not task.template.asks_at_end:
             raise ConfigError(
-                f"task.template {task.template.text!r} has text behind {{mask}}, but a {backbone.name} model answers at the end"
+                f"task.template {task.template.text!r} has text behind {{mask}}, "
+                f"but a {backbone.name} model answers at the end"
             )
         if backbone.answer_at == "mask" and task.reading == "words" and "mask" not in task.template.slots:
             raise ConfigError('a masked model reads its answer at a mask: put "{mask}" into task.template')
@@ -64,8 +63,22 @@ class Tuned(nn.Module):
         self._words: Candidates | None = None
         if task.reading == "words" and task.words:
             glue = task.template.glue
-            self._words = pad_candidates([backbone.answer_ids(word, glue=glue) for word in task.words]).to(backbone.device)
+            ids = [backbone.answer_ids(word, glue=glue) for word in task.words]
+            self._check_words(ids)
+            self._words = pad_candidates(ids).to(backbone.device)
         self.train(False)
+
+    def _check_words(self, ids: Sequence[Sequence[int]]) -> None:
+        """Label words that become the same tokens could never be told apart."""
+        known: dict[tuple[int, ...], int] = {}
+        for place, tokens in enumerate(ids):
+            first = known.setdefault(tuple(tokens), place)
+            if first != place:
+                raise ConfigError(
+                    f"the label words {self.task.words[first]!r} and {self.task.words[place]!r} "
+                    "are the same tokens in this "
+                    "model's vocabulary; choose other words"
+                )
 
     def train(self, mode: bool = True) -> Tuned:
         """Training keeps the prompt live; evaluation folds it once. The backbone's own mode is never touched."""
@@ -79,7 +92,7 @@ class Tuned(nn.Module):
         """First values of the prompt and of the head."""
         if self.head is not None:
             with torch.no_grad():
-                self.head.weight.copy_(kaiming_uniform(*self.head.weight.shape, generator))
+                self.head.weight.copy_(kaiming_uniform(self.head.out_features, self.head.in_features, generator))
         if self.method is not None:
             self.method.cpu().initialise(Starting(self.backbone.vocabulary, generator, saved)).to(self.backbone.device)
         return self.train(self.training)
@@ -116,6 +129,13 @@ class Tuned(nn.Module):
         with torch.no_grad():
             return self.prompt(self._probe()).length
 
+    @property
+    def offset_rows(self) -> int | None:
+        """Positions of the source that get an offset; None for a prompt without one."""
+        with torch.no_grad():
+            offset = self.prompt(self._probe()).offset
+        return None if offset is None else len(offset.left)
+
     # ---- examples to batches ----------------------------------------------------------------------------------------
 
     def rows(self, examples: Iterable[Mapping[str, Any]], *, labelled: bool) -> list[Row]:
@@ -145,6 +165,16 @@ class Tuned(nn.Module):
             choices = tuple(tuple(backbone.answer_ids(choice, glue=glue)) for choice in filled.choices)
         encoded = backbone.encode(filled.pieces, self.max_length)
         return Row(encoded, index, target=filled.target, target_ids=target_ids, choices=choices)
+
+    def answer_positions(self, row: Row) -> int:
+        """Positions that an answer takes besides the text's own; a single token is read where it would stand."""
+        lengths = [len(row.target_ids or ()), *map(len, row.choices or ())]
+        if self._words is not None:
+            lengths.append(self._words.ids.shape[-1])
+        if self.task.reading == "text":
+            lengths.append(getattr(self.task.config, "max_new_tokens", 20))
+        longest = max(lengths)
+        return {"end": longest, "mask": longest - 1}.get(self.backbone.answer_at, 0) if longest > 1 else 0
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows as one padded batch on the backbone's device."""
@@ -205,7 +235,7 @@ class Tuned(nn.Module):
             DataError: an example lacks a field; the message names its row.
         """
         fields = self.task.template.fields
-        dicts = [{fields[0]: item} if isinstance(item, str) else item for item in examples] if fields else list(examples)
+        dicts = [{fields[0]: item} if isinstance(item, str) else item for item in examples]
         return self.answer(self.rows(dicts, labelled=False), dicts, batch_size=batch_size, check=check)
 
     @torch.no_grad()
@@ -248,7 +278,8 @@ class Tuned(nn.Module):
             raise NotFoldable("only a prompt that does not depend on the input can be attached")
         if model is self.backbone.model:
             raise ConfigError("this model already belongs to the prompt; call predict, or release the backbone first")
-        other = type(self.backbone)(model, self.backbone.tokenizer, self.backbone.config)
+        host = self.backbone.config.model_copy(update={"model": model.name_or_path or type(model).__name__})
+        other = type(self.backbone)(model, self.backbone.tokenizer, host)
         try:
             other.check_identity(self.backbone.identity, self.backbone.config.model)
             prompt = self.method.fold()
@@ -291,7 +322,7 @@ def build_method(config: MethodConfig, shape: Shape) -> Method:
     return made
 
 
-def match_budget(method: str, length: int, width: int, **settings: Any) -> MethodConfig:
+def match_budget(method: str, length: int, width: int, /, **settings: Any) -> MethodConfig:
     """Settings of a method with at most as many trained parameters as prompt tuning of `length` rows.
 
     Args:

@@ -51,7 +51,7 @@ class Offset:
 
     def is_zero(self) -> bool:
         """Whether the table is identically zero."""
-        return not bool(self.table().detach().abs().max() > 0)
+        return not bool((self.table().detach() != 0).any())
 
 
 @dataclass(frozen=True)

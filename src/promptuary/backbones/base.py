@@ -16,11 +16,12 @@ import torch
 import transformers
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from promptuary.backbones import load
 from promptuary.backbones.inject import Placed, Read, Wiring, place
-from promptuary.errors import ConfigError, DataError, FingerprintError, SiteError, require
+from promptuary.backbones.text import AnswerAt, TextCoder
+from promptuary.errors import ConfigError, FingerprintError, SiteError, require
 from promptuary.settings import Settings
 from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape
 
@@ -31,7 +32,9 @@ Family = Literal["auto", "causal", "seq2seq", "masked", "encoder"]
 class BackboneConfig(Settings):
     """Which frozen model, and how it is held."""
 
-    model: str = Field(description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights")
+    model: str = Field(
+        description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights"
+    )
     family: str = Field("auto", description="causal, seq2seq, masked or encoder; auto reads the model's config")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
@@ -55,7 +58,7 @@ class BackboneConfig(Settings):
 class TableVocabulary:
     """A read-only look at an embedding table, as `prompts.init` wants it."""
 
-    table: nn.Module
+    table: Any
     tokenizer: Any
 
     def common(self, limit: int) -> Int[Tensor, " n"]:
@@ -66,7 +69,9 @@ class TableVocabulary:
         ordinary = [
             number
             for number, name in enumerate(names)
-            if number not in special and name is not None and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
+            if number not in special
+            and name is not None
+            and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
         ]
         return torch.tensor(ordinary[:limit])
 
@@ -97,7 +102,7 @@ class Backbone(abc.ABC):
 
     name: ClassVar[str]
     loader: ClassVar[Any]
-    answer_at: ClassVar[Literal["mask", "end", "target", "none"]]
+    answer_at: ClassVar[AnswerAt]
     abilities: ClassVar[frozenset[str]]
     pooling: ClassVar[str]
     sites: ClassVar[frozenset[str]] = frozenset({"input", "offset"})
@@ -115,24 +120,32 @@ class Backbone(abc.ABC):
             SiteError: the model has no place for a prompt, or the tokenizer is not a fast one.
         """
         if not tokenizer.is_fast:
-            raise SiteError(f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json")
+            raise SiteError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json"
+            )
         if model.config.to_dict().get("vocab_size_per_layer_input"):
-            raise SiteError(f"{type(model).__name__} has a second per-token table, where prompts are not proved to work")
+            raise SiteError(
+                f"{type(model).__name__} has a second per-token table, where prompts are not proved to work"
+            )
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self._was_trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._was_training = {module: module.training for module in model.modules()}
-        model.requires_grad_(False)
-        model.train(config.dropout)
+        # without a token of its own, padding is the end token, as in transformers: never an ordinary token
+        fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad = next(int(token) for token in fillers if token is not None)
+        self.text = TextCoder(tokenizer, self.answer_at)
+        self.prefix, self.suffix = self.text.prefix, self.text.suffix
+        # everything that can be refused is refused before the model is touched
+        self.check_model()
         self.table = model.get_input_embeddings()
         self.vocabulary = TableVocabulary(self.table, tokenizer)
         self._identity: dict[str, str] | None = None
         self._identify = lambda: load.fingerprint(model, self.table.weight)
         self._identity = self._identify()
+        self._was_trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._was_training = {module: module.training for module in model.modules()}
         self.wiring = Wiring(model)
+        model.requires_grad_(False)
+        model.train(config.dropout)
         self.shape = Shape(width=int(self.vocabulary.embed(torch.tensor([0])).shape[1]))
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.prefix, self.suffix = self._special_ids()
-        self.check_model()
 
     def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
         """Refuse a model that lacks what the family needs."""
@@ -150,6 +163,7 @@ class Backbone(abc.ABC):
         if config.revision is not None:
             options["revision"] = config.revision
         tokenizer = load.from_pretrained(transformers.AutoTokenizer, source, "tokenizer", **options)
+        load.check_tokenizer(tokenizer, source)
         options["dtype"] = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
         if config.quantization is not None:
             require("bitsandbytes", extra="quantized")
@@ -159,9 +173,11 @@ class Backbone(abc.ABC):
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_compute_dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
             )
+            options["device_map"] = {"": pick_device(config.device)}
         model = load.from_pretrained(cls.loader, source, f"{cls.name} model", **options)
         if config.quantization is None:
             model = model.to(pick_device(config.device))
+        load.keep_gradients(model)
         return cls(model, tokenizer, config)
 
     def release(self) -> Any:
@@ -219,126 +235,19 @@ class Backbone(abc.ABC):
         if differing:
             raise FingerprintError(
                 f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
-                f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; load it with the base it was trained on"
+                f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; "
+                "load it with the base it was trained on"
             )
 
     # ---- text to ids ------------------------------------------------------------------------------------------------
 
     def answer_ids(self, words: str, *, glue: str = " ") -> list[int]:
-        """Token ids of an answer as it stands behind a text, [k].
-
-        Raises:
-            DataError: the answer has no tokens.
-        """
-        before = "a" + glue.strip(" ")
-        together = self._plain_ids(f"a{glue}{words}")
-        alone = self._plain_ids(before)
-        ids = together[len(alone) :] if together[: len(alone)] == alone else self._plain_ids(words)
-        if not ids:
-            raise DataError(f"the answer {words!r} has no tokens in this vocabulary; choose other label words")
-        return ids
+        """Token ids of an answer as it stands behind a text, [k]; see `TextCoder`."""
+        return self.text.answer_ids(words, glue=glue)
 
     def encode(self, pieces: Sequence[Piece], max_length: int) -> Encoded:
-        """A filled template as token ids with special tokens; only fields are cut to make it fit.
-
-        Args:
-            pieces: fixed text, fields and slots, in order.
-            max_length: most tokens of the text, special tokens included, prompt and answer not.
-
-        Raises:
-            DataError: the fixed parts alone are longer than `max_length`.
-        """
-        tokens = self._tokens(pieces)
-        room = max_length - len(self.prefix) - len(self.suffix)
-        counts: dict[int, int] = {}
-        for item in tokens:
-            if isinstance(item, tuple) and item[1] is not None:
-                counts[item[1]] = counts.get(item[1], 0) + 1
-        total = sum(isinstance(item, tuple) for item in tokens)
-        kept, over = dict(counts), max(0, total - room)
-        for _ in range(over):
-            longest = max(kept, key=lambda number: kept[number], default=None)
-            if longest is None or kept[longest] == 0:
-                raise DataError(
-                    f"the template alone has more than {max_length} tokens; raise data.max_length or shorten task.template"
-                )
-            kept[longest] -= 1
-        ids, segments, slots = list(self.prefix), [0] * len(self.prefix), {}
-        segment, used = 0, dict.fromkeys(counts, 0)
-        for item in tokens:
-            if isinstance(item, str):
-                slots[item] = len(ids)
-                continue
-            token, number = item
-            if number is not None:
-                used[number] += 1
-                if used[number] > kept[number]:
-                    continue
-            if token == self.tokenizer.mask_token_id and self.answer_at == "mask":
-                slots[ANSWER] = len(ids)
-            ids.append(token)
-            segments.append(segment)
-            if number is None and token == self.tokenizer.sep_token_id:
-                segment = 1
-        if self.answer_at == "end":
-            if not ids:
-                raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
-            slots[ANSWER] = len(ids) - 1
-        if self.answer_at != "end":
-            ids, segments = ids + list(self.suffix), segments + [segment] * len(self.suffix)
-        if not ids:
-            raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
-        return Encoded(ids, segments, slots, cut=over)
-
-    def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, int | None] | str]:
-        """(token, number of its field or None) for text, and names of slots that take no token."""
-        out: list[tuple[int, int | None] | str] = []
-        text, spans, fields = "", [], 0
-
-        def flush(at_answer: bool = False) -> None:
-            nonlocal text, spans
-            body = text.rstrip(" ") if at_answer else text
-            if body:
-                coded = self.tokenizer(
-                    body, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
-                )
-                for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
-                    inside = (number for low, high, number in spans if start >= low and end <= high and end > low)
-                    out.append((token, next(inside, None)))
-            text, spans = "", []
-
-        for piece in pieces:
-            if piece.role == "fixed":
-                text += piece.value
-            elif piece.role == "field":
-                spans.append((len(text), len(text) + len(piece.value), fields))
-                text += piece.value
-                fields += 1
-            elif piece.value == ANSWER:
-                flush(at_answer=True)
-                if self.answer_at == "mask":
-                    out.append((self.tokenizer.mask_token_id, None))
-            elif piece.value == "sep":
-                flush(at_answer=True)
-                if self.tokenizer.sep_token_id is not None:
-                    out.append((self.tokenizer.sep_token_id, None))
-            else:
-                flush()
-                out.append(piece.value)
-        flush()
-        return out
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    def _special_ids(self) -> tuple[list[int], list[int]]:
-        """Special tokens that the tokenizer puts before and behind a text."""
-        bare = self._plain_ids("a")
-        full = list(self.tokenizer("a", add_special_tokens=True).input_ids)
-        for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start], full[start + len(bare) :]
-        return [], []
+        """A filled template as token ids with special tokens; see `TextCoder`."""
+        return self.text.encode(pieces, max_length)
 
     # ---- places -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +261,9 @@ class Backbone(abc.ABC):
         for prompt in several:
             missing = prompt.sites - self.sites
             if missing:
-                raise SiteError(f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have")
+                raise SiteError(
+                    f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have"
+                )
         first = torch.tensor(self.prefix[:1], dtype=torch.long, device=batch.input_ids.device)
         return place(batch, several, vocabulary=self.wiring.vocabulary, pad=self.pad, first_ids=first, side=side)
 

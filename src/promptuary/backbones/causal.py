@@ -37,7 +37,7 @@ class Causal(Backbone):
     def logits(self, batch: Batch, prompts: Prompts, at: Tensor, words: Tensor | None = None) -> Tensor:
         """Logits [b, n, w or V] at text columns `at` [b, n]: what the model expects behind those tokens."""
         placed = self.place(batch, prompts)
-        with self.running(placed, Read(placed.columns.gather(1, at), words)) as inputs:
+        with self.running(placed, Read(placed.ahead.gather(1, at), words)) as inputs:
             return self.model(**inputs, use_cache=False).logits
 
     def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:

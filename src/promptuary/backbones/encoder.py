@@ -46,7 +46,7 @@ class Encoder(Backbone):
 
     def prototypes(self, candidates: Candidates) -> Float[Tensor, "*b c h"]:
         """Unit vectors of the answers as texts of their own; those shared by all rows are computed once."""
-        key = f"{candidates.ids.tolist()}"
+        key = f"{candidates.ids.tolist()} {candidates.mask.tolist()}"
         if candidates.per_row or key not in self._prototypes:
             found = self._embed(candidates)
             if candidates.per_row:

@@ -1,6 +1,7 @@
 """How prompts get in: virtual token ids, and a head that computes only what is read. The only file that wraps a module.
 
-Knows no method, no family and no tokenizer.
+Knows no method, no family and no tokenizer. Longer than most files, so that everything that touches a module or
+rewrites positions stands in one place.
 
 A sequence with a prompt is a sequence of token ids. With V rows in the embedding table, R prompt rows in use and
 S = V + R: id < V is a token, V <= id < S is prompt row id - V, and id + S * code is a token or row that also gets
@@ -50,12 +51,17 @@ class Read:
 
 @dataclass(frozen=True)
 class Placed:
-    """A batch with its prompts in it. `columns` [b, t]: where each text token went."""
+    """A batch with its prompts in it.
+
+    `columns` [b, t]: where each text token went; `ahead` [b, t]: the last column before the text token behind it (or
+    the last of all), whose output is what a causal model expects next, also when prompt rows stand in between.
+    """
 
     input_ids: Int[Tensor, "b q"]
     attention_mask: Int[Tensor, "b q"]
     segment_ids: Int[Tensor, "b q"] | None
     columns: Int[Tensor, "b t"]
+    ahead: Int[Tensor, "b t"]
     bank: Bank
 
 
@@ -70,6 +76,8 @@ _ACTIVE: ContextVar[Mapping[int, _Active]] = ContextVar("promptuary_active", def
 
 class PromptedEmbedding(nn.Module):
     """A frozen embedding module that also answers virtual ids while a bank is active."""
+
+    base: Any
 
     def __init__(self, base: nn.Module, key: int) -> None:
         """Wrap `base`; `key` names the model that it belongs to."""
@@ -103,6 +111,8 @@ class PromptedEmbedding(nn.Module):
 
 class NarrowHead(nn.Module):
     """A frozen output head that, while a read is active, computes only the positions and words that are asked for."""
+
+    base: Any
 
     def __init__(self, base: nn.Module, key: int) -> None:
         """Wrap `base`; `key` names the model that it belongs to."""
@@ -146,13 +156,13 @@ class Wiring:
         """
         self.model = model
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
-        table = model.get_input_embeddings()
+        table: Any = model.get_input_embeddings()
         if isinstance(table, PromptedEmbedding):
             raise SiteError("this model already carries a prompt; detach it first")
         if not isinstance(table, nn.Module):
             raise SiteError(f"{type(model).__name__} has no input embedding that takes token ids")
         head = model.get_output_embeddings()
-        self.vocabulary = int(table.weight.shape[0])
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         # T5 and BART keep several embedding modules over one weight: all are wrapped
         shared = [
             module
@@ -241,10 +251,11 @@ def place(
     # each prompt row stands behind `behind` text tokens; each text token behind the rows that come before it
     order = behind.masked_fill(~exists, torch.iinfo(torch.long).max).contiguous()
     text_column = rank + torch.searchsorted(order, rank.contiguous(), right=True)
+    ahead = rank + torch.searchsorted(order, (rank + 1).contiguous(), right=True)
     prompt_column = slot + behind
     if side == "left":
         shift = (width - mask.sum(1) - lengths)[:, None]
-        text_column, prompt_column = text_column + shift, prompt_column + shift
+        text_column, prompt_column, ahead = text_column + shift, prompt_column + shift, ahead + shift
 
     instance = torch.arange(size, device=device)
     own = torch.tensor([prompt.rows is not None and len(prompt.rows) > 1 for prompt in prompts], device=device)[which]
@@ -264,6 +275,7 @@ def place(
         attention_mask=spread(mask.long(), 1, 0),
         segment_ids=None if batch.segment_ids is None else spread(batch.segment_ids, 0, 0),
         columns=text_column.masked_fill(~mask, 0),
+        ahead=ahead.masked_fill(~mask, 0),
         bank=bank,
     )
 
@@ -286,21 +298,23 @@ def _bank(prompts: Sequence[Prompt], vocabulary: int, size: int) -> tuple[Bank, 
     return Bank(vocabulary, torch.cat(rows) if rows else None, offsets), row_base, offset_base
 
 
+def _before(mask: Bool[Tensor, "b t"], at: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """How many text tokens stand before column `at`, which may lie behind the last one, [b]."""
+    earlier = torch.arange(mask.shape[1], device=mask.device) < at[:, None]
+    return (mask & earlier).sum(1)
+
+
 def _text_before(batch: Batch, prompt: Prompt, mask: Bool[Tensor, "b t"], first_ids: Tensor) -> Int[Tensor, "b p"]:
     """How many text tokens stand before each prompt row, [b, p]."""
     size = len(batch)
-    if prompt.placement == "after_bos":
+    if isinstance(prompt.placement, str):  # "after_bos"; nothing stands before rows in "front"
         start = batch.input_ids.gather(1, mask.long().argmax(1, keepdim=True))
         return torch.isin(start, first_ids).long().expand(size, prompt.length)
-    before = mask.long().cumsum(1) - mask.long()
-    total = mask.sum(1)
     columns = []
     for name, count in prompt.placement:
         if name not in batch.slots:
             raise SiteError(f'the prompt has rows for a slot "{{{name}}}" that the template does not have; add it')
-        at = batch.slots[name]
-        inside = before.gather(1, at.clamp(max=before.shape[1] - 1)[:, None])[:, 0]
-        columns.append(torch.where(at < before.shape[1], inside, total)[:, None].expand(size, count))
+        columns.append(_before(mask, batch.slots[name])[:, None].expand(size, count))
     return torch.cat(columns, dim=1)
 
 
@@ -320,7 +334,9 @@ def _offset_codes(
         if rank.shape[1] > limit and bool((takes & (position >= limit)).any()):
             longest = int(position[takes].max()) + 1
             if prompt.offset.overflow == "error":
-                raise DataError(f"a text has {longest} tokens but the offset table {limit} rows; raise method.max_tokens")
+                raise DataError(
+                    f"a text has {longest} tokens but the offset table {limit} rows; raise method.max_tokens"
+                )
             warnings.warn(
                 f"a text has {longest} tokens but the offset table has {limit} rows; tokens beyond it get "
                 f"{'no offset' if prompt.offset.overflow == 'zero' else 'the last row'}",
@@ -363,7 +379,12 @@ def insert_after(
         return out[:, :width]
 
     old_plain = batch.plain if batch.plain is not None else torch.zeros_like(real)
-    slots = {name: text_column.gather(1, at.clamp(max=real.shape[1] - 1)[:, None])[:, 0] for name, at in batch.slots.items()}
+    # a slot stands before as many text tokens as it did; right behind the anchor it stands before an answer (plain),
+    # so that the answer is written behind the prompt, and behind additional masks
+    slots = {}
+    for name, at in batch.slots.items():
+        before = _before(real, at)
+        slots[name] = before + count[:, 0] * (before > anchor[:, 0] + int(plain))
     segment_ids = None
     if batch.segment_ids is not None:
         same = batch.segment_ids.gather(1, column[:, None]).expand(size, added).contiguous()
@@ -405,14 +426,19 @@ def attached(wiring: Wiring, placer: Any, *, decoder_writes: bool) -> Iterator[N
     def forward(input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         if wiring.bank is not None or kwargs.get("encoder_outputs") is not None:
             return run(input_ids=input_ids, **kwargs)
-        refused = [name for name in ("position_ids", "inputs_embeds", "past_key_values") if kwargs.get(name) is not None]
+        names = ("position_ids", "inputs_embeds", "past_key_values", "logits_to_keep")
+        refused = [name for name in names if kwargs.get(name) is not None]
         if input_ids is None or refused:
-            raise SiteError(f"with a prompt attached, forward takes input_ids and not {refused or 'other inputs'}; use generate()")
-        placed = placed_from(input_ids, kwargs.pop("attention_mask", None), kwargs.pop("token_type_ids", None), "right")
+            raise SiteError(
+                f"with a prompt attached, forward takes input_ids and not {refused or 'other inputs'}; use generate()"
+            )
+        mask = kwargs.pop("attention_mask", None)
+        placed = placed_from(input_ids, mask, kwargs.pop("token_type_ids", None), "right")
         labels = kwargs.get("labels")
         if labels is not None and labels.shape == input_ids.shape and not decoder_writes:
             moved = labels.new_full(placed.input_ids.shape, IGNORED)
-            real = placed.attention_mask.new_ones(labels.shape).bool() & (labels != IGNORED)
+            # padding has no place in the result, so a label on it cannot count
+            real = labels != IGNORED if mask is None else (labels != IGNORED) & mask.bool()
             rows, columns = real.nonzero(as_tuple=True)
             kwargs["labels"] = moved.index_put((rows, placed.columns[rows, columns]), labels[rows, columns])
         with wiring.active(placed.bank):
@@ -428,10 +454,24 @@ def attached(wiring: Wiring, placer: Any, *, decoder_writes: bool) -> Iterator[N
         write = model.generate
 
         @functools.wraps(write)
-        def generate(input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        def generate(
+            inputs: Tensor | None = None,
+            generation_config: Any = None,
+            *,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            input_ids = input_ids if input_ids is not None else inputs
+            if input_ids is None:
+                raise SiteError("with a prompt attached, generate takes input_ids")
             placed = placed_from(input_ids, attention_mask, None, "right" if decoder_writes else "left")
+            if not decoder_writes:  # lengths that count the text must count the prompt too
+                longer = placed.input_ids.shape[1] - input_ids.shape[1]
+                limits = [name for name in ("max_length", "min_length") if kwargs.get(name)]
+                kwargs.update({name: kwargs[name] + longer for name in limits})
             with wiring.active(placed.bank):
-                output = write(**arguments(placed), **kwargs)
+                output = write(generation_config=generation_config, **arguments(placed), **kwargs)
             if decoder_writes:
                 return output
             written = output if isinstance(output, Tensor) else output.sequences

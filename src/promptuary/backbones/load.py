@@ -110,6 +110,33 @@ def _sample(value: torch.Tensor) -> bytes:
     return ends.view(torch.int16).numpy().tobytes()
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on the CPU.
+
+    With AVX512-BF16 it packs them in the first run without gradients, and every later gradient through them is zero
+    without a word: after one evaluation a prompt would no longer learn.
+    """
+    if any(type(module).__module__.startswith("bitsandbytes.") for module in model.modules()):
+        bnb = require("bitsandbytes", extra="quantized")
+        for module in model.modules():
+            if isinstance(module, bnb.nn.Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+
+
+def check_tokenizer(tokenizer: Any, source: Source) -> None:
+    """Refuse the empty tokenizer that transformers makes up for a model without tokenizer files.
+
+    Raises:
+        ConfigError: the vocabulary has hardly anything but special tokens.
+    """
+    ordinary = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    if len(ordinary) < 8:
+        raise ConfigError(
+            f'backbone.model: "{source.name}" has no tokenizer (its vocabulary is empty); '
+            "put the tokenizer.json of the model into its folder"
+        )
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """A hash of the vocabulary and the special tokens."""
     content = json.dumps([sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))])
@@ -123,11 +150,21 @@ def guess_family(name: str, revision: str | None = None) -> str:
         ConfigError: the config names no class that a family takes.
     """
     import transformers
+    from transformers.models.auto import modeling_auto
 
     source = resolve(name)
     options = {"revision": revision} if revision is not None else {}
     config = from_pretrained(transformers.AutoConfig, source, "config", **options)
     classes = config.architectures or []
+    if not classes and source.gguf is not None:
+        # a .gguf file names no class, only the kind of model
+        writers = {
+            "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+            "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        }
+        for family, kinds in writers.items():
+            if config.model_type in kinds:
+                return family
     endings = {
         "causal": ("ForCausalLM", "LMHeadModel"),
         "masked": ("ForMaskedLM", "ForPreTraining"),

@@ -107,9 +107,11 @@ class Seq2Seq(Backbone):
         placed = self.place(batch, prompts)
         options = {"do_sample": False, "num_beams": 1, **options}
         with torch.no_grad(), self.running(placed) as inputs:
-            written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+            # as in teacher forcing, the answer begins behind all of the start tokens
+            start = torch.tensor(self.decoder_start, device=placed.input_ids.device).expand(len(batch), -1)
+            written = self.model.generate(**inputs, decoder_input_ids=start, max_new_tokens=max_new_tokens, **options)
         skip = {*self.decoder_start, self.pad}
         eos = self.model.generation_config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or [])
-        first = 1  # column 0 is the start token, which may equal the end token (BART)
+        first = len(self.decoder_start)  # a start token may equal the end token (BART)
         return [[t for t in row if t not in skip - ends] for row in trim(written[:, first:], eos, self.pad)]

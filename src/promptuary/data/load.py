@@ -25,8 +25,6 @@ from promptuary.settings import Settings
 
 Example = dict[str, Any]
 OnBadRow = Literal["error", "skip"]
-Sourced = tuple[str, int, Example]
-"""A row with where it came from: split of origin, line or row number there, content."""
 
 USUAL = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 """Split -> the names under which it is looked for."""
@@ -200,6 +198,8 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: missing, unreadable, empty, damaged or of an unknown ending; broken rows stand in `bad` instead.
     """
+    if not path.parent.is_dir():
+        raise DataError(f"there is no file {path} (nor the folder {path.parent}); check data.source")
     if not path.is_file():
         there = _content(path.parent)
         raise DataError(f"there is no file {path}{suggest(path.name, there)} ({path.parent} holds {_listing(there)})")
@@ -338,10 +338,9 @@ def _from_hub(config: DataConfig, names: Mapping[str, str | None]) -> dict[str, 
     try:
         found = datasets.load_dataset(config.source, config.subset, revision=config.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f'"{config.source}" is no file or folder here, and as a hub data set: {str(error).partition(chr(10))[0]}; '
-            "check data.source, data.subset and the network"
-        ) from None
+        reason = str(error).partition("\n")[0]
+        fix = "check data.source, data.subset and the network"
+        raise DataError(f'"{config.source}" is no file or folder, and as a hub data set: {reason}; {fix}') from None
     tables, there = {}, [str(name) for name in found]
     for split, name in _pick(config.source, there, [""], names).items():
         if name not in there:
@@ -383,7 +382,7 @@ def load(config: DataConfig, required: Sequence[str], generator: torch.Generator
     wanted = SPLITS if config.protocol == "given" else ("train", "validation")
     needed = required if config.shots is None else tuple(dict.fromkeys((*required, config.label)))
     notes: list[str] = []
-    found: dict[str, list[Sourced]] = {}
+    found: dict[str, list[tuple[str, int, Example]]] = {}
     for split, table in _renamed(_tables(config, wanted), config.rename).items():
         usable, skipped = _usable(table, needed, config)
         found[split] = [(split, number, row) for number, row in usable.rows.items()]

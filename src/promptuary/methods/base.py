@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -139,7 +139,13 @@ class Method(nn.Module, abc.ABC):
             NotFoldable: if the prompt depends on the input.
         """
         with torch.no_grad():
-            return self.prompt(View())
+            found = self.prompt(View())
+        # copies: what `prompt` returns may be the trained tensors themselves
+        rows = None if found.rows is None else found.rows.detach().clone()
+        offset = found.offset
+        if offset is not None:
+            offset = replace(offset, left=offset.left.detach().clone(), right=offset.right.detach().clone())
+        return replace(found, rows=rows, offset=offset)
 
     def loss(self, task_loss: Tensor) -> Losses:
         """What training minimises; by default just the task's loss."""

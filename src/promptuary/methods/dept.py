@@ -65,7 +65,7 @@ class DePT(Method):
     def fill(self, source: Starting) -> None:
         """P_s as `init` says; A Kaiming-uniform; B zero, so that nothing is added at the start."""
         self.rows.copy_(self.first_rows(len(self.rows), source))
-        self.a.copy_(kaiming_uniform(*self.a.shape, source.generator))
+        self.a.copy_(kaiming_uniform(self.settings.max_tokens, self.settings.rank, source.generator))
 
     def prompt(self, view: View) -> Prompt:
         """P_s and gamma A B."""
@@ -78,7 +78,7 @@ class DePT(Method):
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """s d + r (m + d)."""
+        """S d + r (m + d)."""
         c = cast(DePTConfig, config)
         return c.num_virtual_tokens * shape.width + c.rank * (c.max_tokens + shape.width)
 

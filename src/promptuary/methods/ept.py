@@ -1,4 +1,4 @@
-"""EPT (arXiv 2405.11464, AAAI 2025): a short prompt and a low-rank pair, fused by attention, projected into gated spaces.
+"""EPT (arXiv 2405.11464, AAAI 2025): a short prompt and a low-rank pair, fused by attention, then gated spaces.
 
 Knows no backbone. A reconstruction from partial sources: each open question is a switch, listed in docs/methods/ept.md.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from promptuary.errors import NotFoldable
 from promptuary.methods.base import Method, MethodConfig, check_size
 from promptuary.prompts.blocks import attend, kaiming_uniform, layer_norm, masked_mean, svd_factors, xavier_uniform
-from promptuary.prompts.init import Starting
+from promptuary.prompts.init import Starting, starting_rows
 from promptuary.types import Offset, OffsetAlign, OffsetOverflow, Prompt, Shape, View
 
 
@@ -47,10 +47,11 @@ class EPTConfig(MethodConfig):
         "AB", description="what the fusion attends to: the m rows of A B, or the r rows of B (open question 3)"
     )
     fusion_residual: Literal["add", "difference"] = Field(
-        "add", description="P_s + Delta, or P_s + (Delta - P_s) (open question 4; our choice add)"
+        "add", description="P_s + Delta, or P_s + lambda (Delta - P_s) (open question 4; our choice add)"
     )
     fusion_lambda: bool = Field(
-        False, description="a trained factor, zero at the start, on what fusion adds (open question 4)"
+        False,
+        description="a trained factor on what fusion adds, zero at the start; a difference always has it (question 4)",
     )
     fusion_dim: int = Field(0, ge=0, description="h of W_q and W_k; 0 uses none (open question 5; our choice 0)")
     fusion_detach: bool = Field(
@@ -93,6 +94,11 @@ class EPTConfig(MethodConfig):
         """Whether fusion has a low-rank pair to read."""
         return self.use_fusion and self.use_lowrank
 
+    @property
+    def weighs(self) -> bool:
+        """Whether lambda is trained; without it a difference would throw P_s away: P_s + (Delta - P_s) = Delta."""
+        return self.fuses and (self.fusion_lambda or self.fusion_residual == "difference")
+
 
 class EPT(Method):
     """Short prompt, low-rank offset, fusion, gated spaces."""
@@ -102,7 +108,14 @@ class EPT(Method):
     paper = "arXiv 2405.11464"
     reconstructed = True
     sites = frozenset({"input", "offset"})
-    tiny: ClassVar = {"num_virtual_tokens": 3, "reference_length": 8, "rank": 2, "max_tokens": 24, "spaces": 2, "space_dim": 2}
+    tiny: ClassVar = {
+        "num_virtual_tokens": 3,
+        "reference_length": 8,
+        "rank": 2,
+        "max_tokens": 24,
+        "spaces": 2,
+        "space_dim": 2,
+    }
     groups: ClassVar = {
         "rows": "prompt",
         "a": "low_rank",
@@ -139,7 +152,7 @@ class EPT(Method):
         if c.fuses and c.fusion_dim:
             self.w_q = self.parameter(d, c.fusion_dim)
             self.w_k = self.parameter(d, c.fusion_dim)
-        if c.fuses and c.fusion_lambda:
+        if c.weighs:
             self.fusion_factor = self.parameter(1)
         if c.use_spaces:
             if c.space_type == "bottleneck":
@@ -159,10 +172,15 @@ class EPT(Method):
             self.a.copy_(kaiming_uniform(c.max_tokens, r, generator))
         elif c.use_lowrank:
             u, sigma, vt = svd_factors(start[s:], min(r, d))
-            self.b[: len(vt)].copy_(sigma.sqrt()[:, None] * vt)
+            found = int((sigma > 1e-4 * sigma[0]).sum())
+            self.b[:found].copy_((sigma.sqrt()[:, None] * vt)[:found])
+            # a short text repeats itself and spans fewer than r directions; with A = 0 and B = 0 the others would
+            # never train, so each starts from a vocabulary row v of its own, whose SVD gives v / sqrt(|v|)
+            more = starting_rows("vocabulary", r - found, source)
+            self.b[found:].copy_(more / more.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt())
             if c.lowrank_init == "svd_pad":
                 # A = [U_r Sigma_r^1/2 ; 0]
-                literal = (u * sigma.sqrt())[: c.max_tokens]
+                literal = (u * sigma.sqrt())[: c.max_tokens, :found]
                 self.a[: len(literal), : literal.shape[1]].copy_(literal)
         if c.fuses and c.fusion_dim:
             self.w_q.copy_(xavier_uniform(d, c.fusion_dim, generator))
@@ -202,7 +220,9 @@ class EPT(Method):
         c, found = self.settings, {}
         with torch.no_grad():
             if c.use_spaces and c.gate_input == "prompt":
-                found["gate"] = self._gate(self._fuse(), View())[0][0 if c.gate_granularity == "prompt" else slice(None)]
+                found["gate"] = self._gate(self._fuse(), View())[0][
+                    0 if c.gate_granularity == "prompt" else slice(None)
+                ]
             if c.fuses:
                 query, key, _ = self._fusion_inputs()
                 found["fusion attention"] = torch.softmax(query @ key.T / math.sqrt(query.shape[-1]), dim=-1)
@@ -230,10 +250,10 @@ class EPT(Method):
         added = attend(*self._fusion_inputs())
         if c.fusion_residual == "difference":
             added = added - self.rows
-        return self.rows + (self.fusion_factor * added if c.fusion_lambda else added)
+        return self.rows + (self.fusion_factor * added if c.weighs else added)
 
     def _gate(self, fused: Tensor, view: View) -> Tensor:
-        """g [g, s or 1, N], summing to one over N."""
+        """G [g, s or 1, N], summing to one over N."""
         c = self.settings
         if c.gate_input == "text":
             if view.embeddings is None or view.mask is None:
@@ -261,13 +281,13 @@ class EPT(Method):
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """s d + r (m + d) + 2 d h + N (2 d k) + N (d + 1), less what is switched off."""
+        """S d + r (m + d) + 2 d h + N (2 d k) + N (d + 1), less what is switched off."""
         c, d = cast(EPTConfig, config), shape.width
         total = c.num_virtual_tokens * d
         if c.use_lowrank:
             total += c.rank * (c.max_tokens + d)
         if c.fuses:
-            total += 2 * d * c.fusion_dim + int(c.fusion_lambda)
+            total += 2 * d * c.fusion_dim + int(c.weighs)
         if c.use_spaces:
             each = {"bottleneck": 2 * d * c.space_dim, "linear": d * d, "scale": d}[c.space_type]
             total += c.spaces * each + c.spaces * (d + 1)

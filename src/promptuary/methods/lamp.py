@@ -87,7 +87,7 @@ class LAMP(Method):
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """r (l + d + 1)."""
+        """R (l + d + 1)."""
         c = cast(LAMPConfig, config)
         return c.rank * (c.length + shape.width + 1)
 

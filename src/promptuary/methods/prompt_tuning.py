@@ -52,10 +52,10 @@ class PromptTuning(Method):
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """l d."""
+        """L d."""
         return cast(PromptTuningConfig, config).num_virtual_tokens * shape.width
 
     @classmethod
     def match_budget(cls, config: MethodConfig, length: int, shape: Shape) -> MethodConfig:
-        """l = length."""
+        """L = length."""
         return config.model_copy(update={"num_virtual_tokens": length})

@@ -44,9 +44,7 @@ def xavier_uniform(rows: int, columns: int, generator: torch.Generator) -> Float
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
-def attend(
-    query: Float[Tensor, "s h"], key: Float[Tensor, "n h"], value: Float[Tensor, "n d"]
-) -> Float[Tensor, "s d"]:
+def attend(query: Float[Tensor, "s h"], key: Float[Tensor, "n h"], value: Float[Tensor, "n d"]) -> Float[Tensor, "s d"]:
     """softmax(query key^T / sqrt(h)) value: one head, no batch."""
     weights = torch.softmax(query @ key.T / math.sqrt(query.shape[-1]), dim=-1)
     return weights @ value

@@ -46,9 +46,7 @@ class Starting:
     saved: Float[Tensor, "n d"] | None = None
 
 
-def starting_rows(
-    start: Start, count: int, source: Starting, *, text: str | None = None
-) -> Float[Tensor, "n d"]:
+def starting_rows(start: Start, count: int, source: Starting, *, text: str | None = None) -> Float[Tensor, "n d"]:
     """`count` rows, [count, d], in float32.
 
     "vocabulary": embeddings of tokens sampled among the common ones (without repetition while they last);

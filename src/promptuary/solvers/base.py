@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from promptuary.types import Batch, Losses
@@ -24,13 +25,24 @@ class Learner(Protocol):
         """What that mean is taken over."""
 
 
-class Tensors(Protocol):
+class Trained(Protocol):
     """A trained tensor with its learning rate (`methods.base.Group` is one)."""
 
-    name: str
-    parameter: Any
-    learning_rate: float
-    weight_decay: float
+    @property
+    def name(self) -> str:
+        """Its name in the saved state."""
+
+    @property
+    def parameter(self) -> torch.nn.Parameter:
+        """The tensor."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Its own learning rate."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Its own weight decay."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from promptuary.solvers.base import Batches, Learner, Reduce, StepResult, Tensors
+from promptuary.solvers.base import Batches, Learner, Reduce, StepResult, Trained
 
 
 class GradientSolver:
@@ -21,7 +21,7 @@ class GradientSolver:
 
     def __init__(
         self,
-        tensors: Sequence[Tensors],
+        tensors: Sequence[Trained],
         *,
         optimizer: str,
         schedule: str,

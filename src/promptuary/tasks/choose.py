@@ -49,7 +49,9 @@ class Choose(Task):
         self.reading = "words"
         inside = set(self.template.fields) & set(self.settings.choices)
         if inside:
-            raise ConfigError(f"task.template uses the choice {inside.pop()!r}; choices are scored at {{mask}} or at the end")
+            raise ConfigError(
+                f"task.template uses the choice {inside.pop()!r}; choices are scored at {{mask}} or at the end"
+            )
 
     def settled(self) -> TaskConfig:
         """Nothing is open."""
@@ -69,9 +71,9 @@ class Choose(Task):
         missing = [name for name in self.settings.choices if name not in example]
         if missing:
             raise DataError(f"the data has no field {missing[0]!r} for task.choices (fields: {', '.join(example)})")
-        values = [example[name] for name in self.settings.choices]
+        values: list[Any] = [example[name] for name in self.settings.choices]
         if len(values) == 1:
-            values = values[0] if isinstance(values[0], list | tuple) else values
+            values = list(values[0]) if isinstance(values[0], list | tuple) else values
         if len(values) < 2:
             raise DataError(f"task.choices gives {len(values)} choice(s); a list or several fields are needed")
         return tuple(map(str, values))
@@ -89,10 +91,12 @@ class Choose(Task):
             DataError: the label is neither a place nor a choice.
         """
         choices, label = self.choices(example), example.get(self.settings.label)
-        if str(label) in choices:
+        if not isinstance(label, int) and str(label) in choices:
             return str(label)
-        if isinstance(label, int | str) and str(label).isdecimal() and int(label) < len(choices):
-            return choices[int(label)]
+        # a number is a place, also where the choices are numbers
+        number = isinstance(label, int | str) and not isinstance(label, bool) and str(label).isdecimal()
+        if number and int(cast(Any, label)) < len(choices):
+            return choices[int(cast(Any, label))]
         raise DataError(f"label {label!r} is neither a choice nor a place from 0 to {len(choices) - 1}")
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:

@@ -22,7 +22,9 @@ class GenerateConfig(TaskConfig):
 
     name: Literal["generate"] = "generate"
     target: str = Field("target", description="field with the text to be written")
-    max_new_tokens: int = Field(20, ge=1, description="most tokens of an answer, in training and in generation; DePT: 20")
+    max_new_tokens: int = Field(
+        20, ge=1, description="most tokens of an answer, in training and in generation; DePT: 20"
+    )
 
 
 class Generate(Task):
@@ -66,7 +68,8 @@ class Generate(Task):
         Raises:
             DataError: none is there.
         """
-        text = str(example.get(self.settings.target) or "").strip()
+        value = example.get(self.settings.target)
+        text = "" if value is None else str(value).strip()
         if not text:
             raise DataError(f"field {self.settings.target!r} is empty; every example needs a text to be written")
         return text

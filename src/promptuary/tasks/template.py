@@ -31,6 +31,8 @@ class Template:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
             raise ConfigError(f"task.template {text!r}: {error}; write {{{{ for a literal brace") from None
+        if any(spec or conversion for _, _, spec, conversion in parts):
+            raise ConfigError(f"task.template {text!r}: a place is a name alone and takes no ! or :")
         self.parts: list[tuple[str, str | None]] = [(fixed, name) for fixed, name, _, _ in parts]
         names = [name for _, name in self.parts if name is not None]
         if any(not name.isidentifier() for name in names):

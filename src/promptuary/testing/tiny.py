@@ -14,13 +14,116 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
 
-WORDS = (
-    "a red green blue apple pear plum sky sea sun is was it the good bad great terrible yes no maybe very quite not "
-    "never always cold hot old new big small one two three four five six seven eight nine ten cat dog bird fish runs "
-    "sleeps eats sings . , ? ! : ; and or but so then now here there this that which what label text answer question "
-    "premise hypothesis positive negative neutral world sports business technology cannot can will would review topic "
-    "feeling sentence means true false first second third last left right up down in on under over near far fast slow"
-).split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "apple",
+    "pear",
+    "plum",
+    "sky",
+    "sea",
+    "sun",
+    "is",
+    "was",
+    "it",
+    "the",
+    "good",
+    "bad",
+    "great",
+    "terrible",
+    "yes",
+    "no",
+    "maybe",
+    "very",
+    "quite",
+    "not",
+    "never",
+    "always",
+    "cold",
+    "hot",
+    "old",
+    "new",
+    "big",
+    "small",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "runs",
+    "sleeps",
+    "eats",
+    "sings",
+    ".",
+    ",",
+    "?",
+    "!",
+    ":",
+    ";",
+    "and",
+    "or",
+    "but",
+    "so",
+    "then",
+    "now",
+    "here",
+    "there",
+    "this",
+    "that",
+    "which",
+    "what",
+    "label",
+    "text",
+    "answer",
+    "question",
+    "premise",
+    "hypothesis",
+    "positive",
+    "negative",
+    "neutral",
+    "world",
+    "sports",
+    "business",
+    "technology",
+    "cannot",
+    "can",
+    "will",
+    "would",
+    "review",
+    "topic",
+    "feeling",
+    "sentence",
+    "means",
+    "true",
+    "false",
+    "first",
+    "second",
+    "third",
+    "last",
+    "left",
+    "right",
+    "up",
+    "down",
+    "in",
+    "on",
+    "under",
+    "over",
+    "near",
+    "far",
+    "fast",
+    "slow",
+]
 SPECIAL = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
 SIZE = len(SPECIAL) + len(WORDS)
 WIDTH = 32
@@ -100,10 +203,16 @@ def model(kind: str, seed: int = 0) -> Any:
                 )
             ),
             "bert": lambda: t.BertForMaskedLM(t.BertConfig(**_BERT, pad_token_id=0)),
-            "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**{**_BERT, "max_position_embeddings": 82}, **_IDS)),
+            "roberta": lambda: t.RobertaForMaskedLM(
+                t.RobertaConfig(**{**_BERT, "max_position_embeddings": 82}, **_IDS)
+            ),
             "deberta": lambda: t.DebertaV2ForMaskedLM(
                 t.DebertaV2Config(
-                    **_BERT, pad_token_id=0, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
+                    **_BERT,
+                    pad_token_id=0,
+                    relative_attention=True,
+                    pos_att_type=["p2c", "c2p"],
+                    position_biased_input=False,
                 )
             ),
             "modernbert": lambda: t.ModernBertForMaskedLM(
@@ -145,7 +254,9 @@ def backbone(kind: str, seed: int = 0, **settings: Any) -> Backbone:
     if dtype != "float32":
         made = made.to(getattr(torch, dtype))
     words = tokenizer(specials=_SPECIALS.get(kind, "both"))
-    return family(made, words, BackboneConfig(model=f"tiny-{kind}-{seed}", family=FAMILY[kind], device="cpu", **settings))
+    return family(
+        made, words, BackboneConfig(model=f"tiny-{kind}-{seed}", family=FAMILY[kind], device="cpu", **settings)
+    )
 
 
 def save(folder: Any, kind: str, seed: int = 0) -> str:

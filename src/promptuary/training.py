@@ -1,22 +1,21 @@
 """The training loop on Accelerate: steps, validation, early stop, checkpoints, resume, and one result at the end.
 
 Knows no method, family, task or data set by name, and prints nothing: a listener is told what happens.
+Longer than most files, so that a run can be read from top to bottom.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import resource
-import signal
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,8 +28,10 @@ from promptuary.backbones.base import Backbone
 from promptuary.config import Run
 from promptuary.data.collate import Row, batches
 from promptuary.data.load import Splits, load
+from promptuary.data.splits import SPLITS, naming
 from promptuary.errors import ConfigError, Interrupted, TrainingDiverged
-from promptuary.evaluate import Evaluation, evaluate
+from promptuary.evaluation import Evaluation, evaluate
+from promptuary.listening import Listener, Stop
 from promptuary.metrics import METRICS
 from promptuary.runs import RunFolder, versions
 from promptuary.solvers.gradient import GradientSolver
@@ -41,25 +42,6 @@ STRIKES = 3
 """Steps in a row without a finite gradient before rolling back, and roll-backs before giving up; our choice."""
 
 
-class Listener:
-    """Is told what happens; does nothing. The command line draws from it."""
-
-    def begun(self, training: Training) -> None:
-        """Before anything is written; `training.stop.request()` ends the run cleanly at its next step."""
-
-    def planned(self, plan: Mapping[str, Any]) -> None:
-        """Before the first step: what will be trained, where, and what it takes."""
-
-    def stepped(self, row: Mapping[str, Any]) -> None:
-        """After each step."""
-
-    def validated(self, row: Mapping[str, Any]) -> None:
-        """After each validation."""
-
-    def noted(self, text: str) -> None:
-        """Something a person should know."""
-
-
 @dataclass(frozen=True)
 class Result:
     """A finished run: its folder, test scores by name, everything in result.json, and the prompt ready for use."""
@@ -68,6 +50,10 @@ class Result:
     metrics: dict[str, float]
     facts: dict[str, Any]
     prompt: Tuned
+
+
+Snapshot = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]
+"""Trained tensors, and the optimiser's tensors and numbers."""
 
 
 @dataclass
@@ -84,46 +70,13 @@ class Progress:
     seconds: float = 0.0
 
 
-class Stop:
-    """A request to stop, by signal or by call; the second signal ends the program at once."""
-
-    def __init__(self) -> None:
-        """No request yet."""
-        self.signal: int | None = None
-
-    def request(self, number: int = signal.SIGINT) -> None:
-        """Ask for a stop."""
-        self.signal = number
-
-    def check(self) -> None:
-        """Raise `Interrupted` if a stop was asked for."""
-        if self.signal is not None:
-            raise Interrupted("stopped")
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests (main thread only)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def request(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-        for number in before:
-            signal.signal(number, request)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def train(
-    run: Run, *, resume: bool = False, fresh: bool = False, listener: Listener | None = None, backbone: Backbone | None = None
+    run: Run,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    listener: Listener | None = None,
+    backbone: Backbone | None = None,
 ) -> Result:
     """Train a prompt and write its run folder.
 
@@ -137,6 +90,8 @@ def train(
     Raises:
         PromptuaryError: one line on what is wrong; `Interrupted` after a stop that was saved.
     """
+    if os.environ.get("RANK", "0") == "0":  # one process owns the folder; it hears of trouble before anything is loaded
+        RunFolder(run.out).check(run, resume=resume, fresh=fresh)
     return Training(run, listener or Listener(), backbone).run(resume=resume, fresh=fresh)
 
 
@@ -162,22 +117,23 @@ class Training:
         self.task = task_class(run.task, self.splits.train)
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
-        method = build_method(run.method, self.backbone.shape)
-        self.tuned = Tuned(self.backbone, self.task, method, max_length=run.data.max_length)
+        self.method = build_method(run.method, self.backbone.shape)
+        self.tuned = Tuned(self.backbone, self.task, self.method, max_length=run.data.max_length)
         saved = None
         if run.method.init_prompt is not None:
             saved = checkpoint.load_rows(run.method.init_prompt, self.backbone)
         self.tuned.initialise(seeded(run.seed, 2), saved)
-        self.rows = {
-            name: self.tuned.rows(examples, labelled=True)
-            for name, examples in (("train", self.splits.train), ("validation", self.splits.validation))
-        }
+        # the test rows too: what is wrong with them should be known before training, not after it
+        self.rows: dict[str, list[Row]] = {}
+        for name in SPLITS:
+            with naming(name):
+                self.rows[name] = self.tuned.rows(getattr(self.splits, name), labelled=True)
         self._check_positions()
         self.folder = RunFolder(run.out)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
         self._epoch, self._order = -1, list[list[int]]()
-        self.sound: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None = None
+        self.sound: Snapshot | None = None
 
     # ---- lengths ----------------------------------------------------------------------------------------------------
 
@@ -203,13 +159,27 @@ class Training:
         return self.settings.train.save_every or self.evaluate_every
 
     def _check_positions(self) -> None:
-        limit = self.backbone.max_positions
-        longest = max(len(row.encoded.ids) for row in self.rows["train"])
-        if limit is not None and longest + self.tuned.added_tokens > limit:
+        limit, added = self.backbone.max_positions, self.tuned.added_tokens
+        sizes = [
+            (len(row.encoded.ids), self.tuned.answer_positions(row)) for rows in self.rows.values() for row in rows
+        ]
+        text, answer = max(sizes, key=sum)
+        if limit is not None and text + answer + added > limit:
+            more = f", the answer ({answer} tokens)" if answer else ""
+            room = limit - added - answer
+            fix = f"lower data.max_length to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
             raise ConfigError(
-                f"the longest text ({longest} tokens) and the prompt ({self.tuned.added_tokens} rows) exceed the model's "
-                f"{limit} positions; lower data.max_length to {limit - self.tuned.added_tokens} or shorten the prompt"
+                f"the longest text ({text} tokens){more} and the prompt ({added} rows) exceed the "
+                f"model's {limit} positions; {fix}"
             )
+
+    def _long_texts(self) -> list[str]:
+        """A note if texts go beyond the offset table."""
+        limit = self.tuned.offset_rows
+        longer = sum(len(row.encoded.ids) > limit for row in self.rows["train"]) if limit is not None else 0
+        if not longer:
+            return []
+        return [f"{longer} training texts are longer than the offset table of {limit} rows; raise method.max_tokens"]
 
     def plan(self) -> dict[str, Any]:
         """What the run will do, before it does."""
@@ -222,10 +192,14 @@ class Training:
         saved = 20 * self.backbone.layers * self.backbone.shape.width * typical * per_part
         saved *= 2 if run.backbone.dtype in ("bfloat16", "float16") else 4
         return {
-            "method": run.method.name,
+            "method": self.method.name,
             "task": self.task.name,
             "backbone": f"{run.backbone.model} ({self.backbone.name}, {self.backbone.device.type})",
-            "examples": {"train": len(self.splits.train), "validation": len(self.splits.validation), "test": len(self.splits.test)},
+            "examples": {
+                "train": len(self.splits.train),
+                "validation": len(self.splits.validation),
+                "test": len(self.splits.test),
+            },
             "split_hash": self.splits.hash,
             "longest_text": lengths[-1],
             "cut_texts": sum(row.encoded.cut > 0 for row in self.rows["train"]),
@@ -236,7 +210,15 @@ class Training:
             "memory_bytes_estimate": weights + saved + trained * 16,
             "prompt_bytes": trained * 4,
             "out": str(self.folder.path),
-            "writes": ["run.yaml", "environment.json", "metrics.jsonl", "checkpoints/", "prompt/", "result.json", "predictions.jsonl"],
+            "writes": [
+                "run.yaml",
+                "environment.json",
+                "metrics.jsonl",
+                "checkpoints/",
+                "prompt/",
+                "result.json",
+                "predictions.jsonl",
+            ],
         }
 
     # ---- the run ----------------------------------------------------------------------------------------------------
@@ -259,10 +241,10 @@ class Training:
         )
         if resume:
             self._restore()
-        for note in self.splits.notes:
+        for note in (*self.splits.notes, *self._long_texts()):
             self.listener.noted(note)
         self.listener.planned(self.plan())
-        self.sound = self._snapshot()
+        self.sound = self.sound or self._snapshot()
         times: list[float] = []
         with self.stop.listening():
             try:
@@ -281,6 +263,7 @@ class Training:
         progress, added = self.progress, self.tuned.added_tokens
         while progress.step < self.steps and not self._exhausted():
             began = time.perf_counter()
+            before = self._snapshot() if progress.validated == progress.step else None
             rows = self._batch_rows(progress.step)
             self.tuned.train(True)
             with self._precision():
@@ -289,23 +272,24 @@ class Training:
                 )
             elapsed = time.perf_counter() - began
             progress.seconds += elapsed
+            progress.step += 1
             times.append(elapsed)
             tokens = sum(len(row.encoded.ids) + added for row in rows)
             row = {
-                "step": progress.step + 1,
+                "step": progress.step,
                 "loss": taken.loss if math.isfinite(taken.loss) else None,
                 "grad_norm": taken.grad_norm if math.isfinite(taken.grad_norm) else None,
                 "tokens_per_second": round(tokens / elapsed, 1),
                 "seconds": round(progress.seconds, 4),
                 **({"parts": taken.parts} if len(taken.parts) > 1 else {}),
             }
-            if not taken.applied:
+            if taken.applied:
+                progress.strikes = 0
+                self.sound = before or self.sound
+                self._row(row)
+                self.listener.stepped({**row, "steps": self.steps, "best": progress.best})
+            else:
                 self._strike(row)
-                continue
-            progress.step += 1
-            progress.strikes = 0
-            self._row(row)
-            self.listener.stepped({**row, "steps": self.steps, "best": progress.best})
             if self._validation_due():
                 self._validate()
             if progress.step % self.save_every == 0:
@@ -321,7 +305,7 @@ class Training:
         return patience is not None and self.progress.worse >= patience
 
     def _strike(self, row: dict[str, Any]) -> None:
-        """A step without a finite gradient: nothing was changed. Several in a row: go back and slow down."""
+        """A step without a finite gradient changes nothing; its batch is left. Several in a row: go back, slow down."""
         progress = self.progress
         progress.strikes += 1
         self._row({**row, "event": "not finite, step skipped", "strike": progress.strikes})
@@ -333,7 +317,8 @@ class Training:
             self.tuned.restore(self.sound[0])
             self._save()
             raise TrainingDiverged(
-                f"the loss stayed non-finite after {STRIKES} roll-backs at step {progress.step}; the last good state is "
+                f"the loss stayed non-finite after {STRIKES} roll-backs at step {progress.step}; "
+                "the last good state is "
                 "saved; lower method.prompt_lr, or use backbone.dtype: float32"
             )
         self.tuned.restore(self.sound[0])
@@ -358,12 +343,13 @@ class Training:
         score = result.scores[primary]
         sign = 1 if METRICS[primary].higher_is_better else -1
         if progress.best is None or sign * score > sign * progress.best:
-            progress.best, progress.best_step, progress.worse = score, progress.step, 0
+            # a score that is not finite stands until there is one
+            progress.best = score if math.isfinite(score) else None
+            progress.best_step, progress.worse = progress.step, 0
             self.best_state = self.tuned.state()
         else:
             progress.worse += 1
         progress.validated = progress.step
-        self.sound = self._snapshot()
         row = {"step": progress.step, "split": "validation", **result.scores}
         self._row(row)
         self.listener.validated({**row, "best": progress.best, "best_step": progress.best_step, "primary": primary})
@@ -371,13 +357,12 @@ class Training:
     def _finish(self, times: list[float]) -> Result:
         """Best tensors back, test scores, prompt folder, result.json."""
         self.tuned.restore(self.best_state)
-        test_rows = self.tuned.rows(self.splits.test, labelled=True)
         tested: Evaluation = evaluate(
-            self.tuned, self.splits.test, rows=test_rows, batch_size=self.settings.train.eval_batch_size
+            self.tuned, self.splits.test, rows=self.rows["test"], batch_size=self.settings.train.eval_batch_size
         )
         run, progress = self.settings, self.progress
         facts = {
-            "method": run.method.name,
+            "method": self.method.name,
             "task": run.suite or run.task.name,
             "data": run.data.source,
             "backbone": run.backbone.model,
@@ -386,7 +371,11 @@ class Training:
             "primary_metric": self.task.metrics[0],
             "interval_95": tested.interval,
             "validation": {self.task.metrics[0]: progress.best},
-            "examples": {"train": len(self.splits.train), "validation": len(self.splits.validation), "test": len(self.splits.test)},
+            "examples": {
+                "train": len(self.splits.train),
+                "validation": len(self.splits.validation),
+                "test": len(self.splits.test),
+            },
             "split_hash": self.splits.hash,
             "trainable_parameters": self.tuned.trainable_parameters,
             "added_tokens": self.tuned.added_tokens,
@@ -400,7 +389,9 @@ class Training:
             "run_hash": run.hash(),
         }
         if self.processes.is_main_process:
-            checkpoint.save_prompt(self.tuned, self.folder.prompt, metrics={f"test {k}": v for k, v in tested.scores.items()})
+            checkpoint.save_prompt(
+                self.tuned, self.folder.prompt, metrics={f"test {k}": v for k, v in tested.scores.items()}
+            )
             self.folder.predictions(tested.rows())
             self.folder.result(facts)
         return Result(self.folder.path, tested.scores, facts, self.tuned)
@@ -445,7 +436,7 @@ class Training:
         if self.processes.is_main_process:
             self.folder.row(row)
 
-    def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    def _snapshot(self) -> Snapshot:
         return (self.tuned.state(), *self.solver.state())
 
     def _save(self) -> None:
@@ -453,13 +444,15 @@ class Training:
         if not self.processes.is_main_process:
             return
         trained, optimizer, numbers = self._snapshot()
-        tensors = {f"trained/{name}": value for name, value in trained.items()}
-        tensors |= {f"best/{name}": value for name, value in self.best_state.items()}
-        tensors |= {f"optimizer/{name}": value for name, value in optimizer.items()}
+        assert self.sound is not None
+        parts = {"trained": trained, "optimizer": optimizer, "best": self.best_state}
+        parts |= {"sound": self.sound[0], "sound-optimizer": self.sound[1]}
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         facts = {"run_hash": self.settings.hash(), "progress": vars(self.progress), "solver": numbers}
+        facts["sound"] = self.sound[2]
         self.folder.save_state(self.progress.step, tensors, facts)
 
     def _restore(self) -> None:
@@ -478,6 +471,7 @@ class Training:
         self.tuned.restore(part("trained/"))
         self.best_state = part("best/")
         self.solver.restore(part("optimizer/"), facts["solver"])
+        self.sound = (part("sound/"), part("sound-optimizer/"), facts["sound"])
         self.progress = Progress(**facts["progress"])
         torch.set_rng_state(tensors["random/cpu"])
         if torch.cuda.is_available() and "random/cuda" in tensors:

@@ -11,6 +11,7 @@ from typing import Any
 
 from promptuary import metrics
 from promptuary.data.collate import Row
+from promptuary.errors import DataError
 from promptuary.tuned import Tuned
 from promptuary.types import Prediction
 
@@ -54,13 +55,18 @@ def evaluate(
     Raises:
         DataError: no examples, or one lacks a field or has an unknown label.
     """
-    gold = [tuned.task.gold(example) for example in examples]
+    if not examples:
+        raise DataError("there are no examples to evaluate on")
     encoded = rows if rows is not None else tuned.rows(examples, labelled=True)
+    gold = [tuned.task.gold(example) for example in examples]
     predictions = tuned.answer(encoded, examples, batch_size=batch_size, check=check)
     answers = [prediction.answer for prediction in predictions]
     scores = metrics.compute(tuned.task.metrics, gold, answers)
     spread = None
     if interval and tuned.task.metrics[0] in ("accuracy", "exact_match"):
-        right = [metrics.compute(tuned.task.metrics[:1], [g], [a])[tuned.task.metrics[0]] for g, a in zip(gold, answers, strict=True)]
+        right = [
+            metrics.compute(tuned.task.metrics[:1], [g], [a])[tuned.task.metrics[0]]
+            for g, a in zip(gold, answers, strict=True)
+        ]
         spread = metrics.bootstrap_interval(right)
     return Evaluation(scores, predictions, gold, spread)

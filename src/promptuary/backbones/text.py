@@ -1,0 +1,154 @@
+"""Text to token ids and back to places: templates encoded, fields cut to fit, answers as they stand behind a text.
+
+Knows no model: only a tokenizer, and where its family puts an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from promptuary.errors import DataError
+from promptuary.types import ANSWER, Encoded, Piece
+
+AnswerAt = Literal["mask", "end", "target", "none"]
+"""Where an answer goes: at a mask, at the end of the text, as a target of its own, or nowhere."""
+
+
+class TextCoder:
+    """A tokenizer with the special tokens that it puts before (`prefix`) and behind (`suffix`) a text."""
+
+    def __init__(self, tokenizer: Any, answer_at: AnswerAt) -> None:
+        """Find out the special tokens by encoding a letter with and without them."""
+        self.tokenizer, self.answer_at = tokenizer, answer_at
+        self._special = frozenset(tokenizer.all_special_ids)
+        self.prefix, self.suffix = self._special_ids()
+
+    def answer_ids(self, words: str, *, glue: str = " ") -> list[int]:
+        """Token ids of an answer as it stands behind a text, [k].
+
+        Raises:
+            DataError: the answer has no tokens.
+        """
+        before = "a" + glue.strip(" ")
+        together = self._plain_ids(f"a{glue}{words}")
+        alone = self._plain_ids(before)
+        ids = together[len(alone) :] if together[: len(alone)] == alone else self._plain_ids(words)
+        if not ids:
+            raise DataError(f"the answer {words!r} has no tokens in this vocabulary; choose other label words")
+        return ids
+
+    def encode(self, pieces: Sequence[Piece], max_length: int) -> Encoded:
+        """A filled template as token ids with special tokens; only fields are cut to make it fit.
+
+        Args:
+            pieces: fixed text, fields and slots, in order.
+            max_length: most tokens of the text, special tokens included, prompt and answer not.
+
+        Raises:
+            DataError: the fixed parts alone are longer than `max_length`.
+        """
+        tokens = self._tokens(pieces)
+        room = max_length - len(self.prefix) - len(self.suffix)
+        counts: dict[int, int] = {}
+        for item in tokens:
+            if isinstance(item, tuple) and item[1] is not None:
+                counts[item[1]] = counts.get(item[1], 0) + 1
+        total = sum(isinstance(item, tuple) for item in tokens)
+        kept, over = dict(counts), max(0, total - room)
+        for _ in range(over):
+            longest = max(kept, key=lambda number: kept[number], default=None)
+            if longest is None or kept[longest] == 0:
+                raise DataError(
+                    f"the template alone has more than {max_length} tokens; "
+                    "raise data.max_length or shorten task.template"
+                )
+            kept[longest] -= 1
+        ids, segments, slots = list(self.prefix), [0] * len(self.prefix), {}
+        segment, used = 0, dict.fromkeys(counts, 0)
+        for item in tokens:
+            if isinstance(item, str):
+                slots[item] = len(ids)
+                continue
+            token, number = item
+            if number is not None:
+                used[number] += 1
+                if used[number] > kept[number]:
+                    continue
+            if token == self.tokenizer.mask_token_id and self.answer_at == "mask":
+                slots[ANSWER] = len(ids)
+            ids.append(token)
+            segments.append(segment)
+            if number is None and token == self.tokenizer.sep_token_id:
+                segment = 1
+        if self.answer_at == "end":
+            if not ids:
+                raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
+            slots[ANSWER] = len(ids) - 1
+        if self.answer_at != "end":
+            ids, segments = ids + list(self.suffix), segments + [segment] * len(self.suffix)
+        if not ids:
+            raise DataError("an example has no tokens at all; give it a text or a template with fixed words")
+        return Encoded(ids, segments, slots, cut=over)
+
+    def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, int | None] | str]:
+        """(token, number of its field or None) for text, and names of slots that take no token."""
+        out: list[tuple[int, int | None] | str] = []
+        text, fields = "", 0
+        spans: list[tuple[int, int, int]] = []
+
+        def flush(at_answer: bool = False) -> None:
+            nonlocal text, spans
+            body = text.rstrip(" ") if at_answer else text
+            if body:
+                coded = self.tokenizer(
+                    body,
+                    add_special_tokens=False,
+                    return_offsets_mapping=True,
+                    split_special_tokens=True,
+                    verbose=False,
+                )
+                for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+                    inside = (number for low, high, number in spans if start >= low and end <= high and end > low)
+                    out.extend((known, next(inside, None)) for known in self._ordinary([token]))
+            text, spans = "", []
+
+        for piece in pieces:
+            if piece.role == "fixed":
+                text += piece.value
+            elif piece.role == "field":
+                spans.append((len(text), len(text) + len(piece.value), fields))
+                text += piece.value
+                fields += 1
+            elif piece.value == ANSWER:
+                flush(at_answer=True)
+                if self.answer_at == "mask":
+                    out.append((self.tokenizer.mask_token_id, None))
+            elif piece.value == "sep":
+                flush(at_answer=True)
+                if self.tokenizer.sep_token_id is not None:
+                    out.append((self.tokenizer.sep_token_id, None))
+            else:
+                flush()
+                out.append(piece.value)
+        flush()
+        return out
+
+    def _plain_ids(self, text: str) -> list[int]:
+        coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return self._ordinary(coded.input_ids)
+
+    def _ordinary(self, ids: Sequence[int]) -> list[int]:
+        """Ids of plain text. Unigram vocabularies find "</s>" and "<mask>" in it; there they are unknown words."""
+        unknown = self.tokenizer.unk_token_id
+        known = [token if token not in self._special else unknown for token in ids]
+        return [token for token in known if token is not None]
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """Special tokens that the tokenizer puts before and behind a text."""
+        bare = self._plain_ids("a")
+        full = list(self.tokenizer("a", add_special_tokens=True).input_ids)
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []

@@ -1,0 +1,94 @@
+"""`promptuary evaluate`: scores of a saved prompt on labelled examples.
+
+Knows no method, model or data set.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from promptuary.cli import console
+from promptuary.errors import ConfigError
+
+if TYPE_CHECKING:
+    from promptuary.data.load import DataConfig
+
+
+def evaluate(
+    prompt: console.Prompt,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="A file, a folder, a hub data set or demo; default: the run's data."),
+    ] = None,
+    split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Of a single file, all rows.")] = "test",
+    model: console.Model = None,
+    device: console.Device = None,
+    batch_size: console.BatchSize = 32,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line of JSON per example.")] = None,
+    overrides: console.Overrides = None,
+    as_json: console.Json = False,
+) -> None:
+    """Score a prompt on labelled examples."""
+    from promptuary import checkpoint, evaluation, files
+    from promptuary.data.load import load
+    from promptuary.training import seeded
+
+    folder = checkpoint.find_prompt(prompt)
+    config, seed = _data(folder.parent / "run.yaml", data, overrides or [])
+    tuned = checkpoint.load_prompt(folder, model=model, device=device)
+    splits = load(config, type(tuned.task).required(tuned.task.config), seeded(seed, 1))
+    examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}[split]
+    for note in splits.notes:
+        console.say(f"note: {note}")
+    found = evaluation.evaluate(tuned, examples, batch_size=batch_size)
+    primary = tuned.task.metrics[0]
+    if predictions is not None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
+        try:
+            files.write_file(predictions, lines.encode())
+        except OSError as error:
+            raise ConfigError(f"--predictions {predictions} cannot be written: {error.strerror}") from None
+    rows = [*console.score_rows(found.scores, primary, found.interval), ("examples", f"{len(examples):,} {split}")]
+    console.table(("", ""), rows, title=f"{folder} on {config.source}")
+    if as_json:
+        console.emit(
+            {
+                "prompt": str(folder),
+                "data": config.source,
+                "split": split,
+                "examples": len(examples),
+                "scores": found.scores,
+                "primary_metric": primary,
+                "interval_95": found.interval,
+                "predictions": None if predictions is None else str(predictions),
+            }
+        )
+
+
+def _data(run_file: Path, source: str | None, overrides: list[str]) -> tuple[DataConfig, int]:
+    """Which examples, and the seed that chose the run's own."""
+    from promptuary import config
+    from promptuary.data.load import DataConfig
+
+    values: dict[str, Any] = {}
+    seed = 0
+    if source is not None:
+        # of a single file every row counts, so it stands for each split
+        whole = {name: Path(source).name for name in ("validation", "test")} if Path(source).is_file() else {}
+        values = {"source": source, **whole}
+    elif run_file.is_file():
+        run = config.load_run(run_file)
+        values, seed = run.data.model_dump(), run.seed
+        seed = seed if run.data.split_seed is None else run.data.split_seed
+    for override in overrides:
+        change = config.parse_override(override)
+        if list(change) != ["data"]:
+            raise ConfigError(f'--set takes "data.x=value" here, got "{override}"; the rest was settled in training')
+        values = config.merge({"data": values}, change)["data"]
+    if "source" not in values:
+        raise ConfigError("which examples? Give --data SOURCE: a file, a folder, a hub data set or demo")
+    return DataConfig.read(values, where="data"), seed

@@ -1,0 +1,35 @@
+"""`promptuary methods`: every known method.
+
+Knows none of them; the registry does.
+"""
+
+from __future__ import annotations
+
+from promptuary.cli import console
+
+
+def methods(as_json: console.Json = False) -> None:
+    """List the methods."""
+    from promptuary import registry
+
+    rows = []
+    for name in registry.names("methods"):
+        method = registry.load("methods", name)
+        rows.append(
+            {
+                "name": name,
+                "title": method.title,
+                "paper": method.paper,
+                "sites": sorted(method.sites),
+                "reconstructed": method.reconstructed,
+            }
+        )
+    console.table(
+        ("name", "title", "paper", "sites", "reconstructed"),
+        [
+            (r["name"], r["title"], r["paper"], " ".join(r["sites"]), "yes" if r["reconstructed"] else "no")
+            for r in rows
+        ],
+    )
+    if as_json:
+        console.emit({"methods": rows})

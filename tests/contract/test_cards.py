@@ -1,0 +1,82 @@
+"""Every method has its card, its test file and a run file that trains; nothing outside names a method.
+
+Knows no method by name: the registry says which there are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptuary import registry
+from promptuary.config import load_run
+from promptuary.data.load import load
+from promptuary.methods.base import MethodConfig
+from promptuary.testing import tiny
+from promptuary.training import train
+
+ROOT = Path(__file__).parent.parent.parent
+METHODS = registry.names("methods")
+HEADINGS = ("Idea", "Equation", "Use", "Settings", "Relations", "Cost", "Evidence", "Not known", "Cite")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_card_has_its_headings_and_every_setting(name: str) -> None:
+    card = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    found = re.findall(r"^## (.+)$", card, flags=re.M)
+    assert [heading for heading in HEADINGS if heading not in found] == []
+    common = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+    for field in registry.load("methods", name).Config.model_fields:
+        page = common if field in MethodConfig.model_fields else card
+        assert f"`{field}`" in page or field == "name", field
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if registry.load("methods", name).reconstructed])
+def test_the_card_of_a_reconstruction_says_so(name: str) -> None:
+    card = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert "reconstruct" in card.lower()
+    assert "Open questions" in card
+    assert not re.search(r"reproduces table", card, flags=re.I)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
+    run = load_run(ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run"))
+    # the tiny vocabulary knows other words than the real one
+    labels = sorted({row["label"] for row in load(run.data, ("text", "label"), torch.Generator()).train})
+    words = dict(zip(labels, tiny.WORDS, strict=False))
+    small = {"train_size": 16, "validation_size": 8}
+    run = load_run(
+        {
+            **run.model_dump(),
+            "data": {**run.data.model_dump(), **small, "max_length": 24},
+            "task": {**run.task.model_dump(), "labels": words},
+        }
+    )
+    result = train(run.model_copy(update={"method": shrunk(run.method)}), backbone=tiny.backbone("encoder"))
+    assert result.facts["steps"] == 2
+    assert (result.dir / "prompt" / "prompt.safetensors").exists()
+
+
+def shrunk(config: object) -> object:
+    """The run file's own method settings, at the size of the tiny models."""
+    found = registry.load("methods", config.name)  # type: ignore[attr-defined]
+    return config.model_copy(update={"match_length": None, **found.tiny})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_has_a_test_file_of_its_own(name: str) -> None:
+    assert (ROOT / "tests" / "unit" / "methods" / f"test_{name}.py").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_other_source_file_branches_on_it(name: str) -> None:
+    source = ROOT / "src" / "promptuary"
+    for path in source.rglob("*.py"):
+        if path.parent.name == "methods":
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(rf"""(==|!=|\bin\b)\s*[("\[']*{name}["']""", text), path
