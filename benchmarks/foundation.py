@@ -26,10 +26,11 @@ import torch
 import promptuary
 from promptuary import runs
 from promptuary.backbones.base import Backbone, BackboneConfig
+from promptuary.building import build_method, open_backbone
 from promptuary.data.collate import Row
 from promptuary.evaluation import evaluate
 from promptuary.training import Listener, Training, seeded
-from promptuary.tuned import Tuned, build_method, open_backbone
+from promptuary.tuned import Tuned
 
 RESULTS = Path(__file__).parent / "results"
 

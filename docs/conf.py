@@ -15,7 +15,9 @@ from sphinx.util import logging
 import promptuary
 from promptuary import registry
 from promptuary.config import PARTS, Run
+from promptuary.data.augment import AugmentConfig
 from promptuary.methods.base import MethodConfig
+from promptuary.settings import Settings
 from promptuary.tasks.base import TaskConfig
 
 HERE = Path(__file__).parent
@@ -55,7 +57,8 @@ def table(config: Any, inherited: Any = None) -> list[str]:
     for name, field in config.model_fields.items():
         known = inherited.model_fields.get(name) if inherited is not None else None
         changed = known is None or (known.default, known.description) != (field.default, field.description)
-        if name == "name" or not changed or field.description is None:
+        # a group of settings has a table of its own
+        if name == "name" or not changed or field.description is None or isinstance(field.default, Settings):
             continue
         meaning = field.description.replace("|", "\\|").replace("<", "\\<")
         lines.append(f"| `{name}` | {_default(field)} | {_values(field)} | {meaning} |")
@@ -86,7 +89,7 @@ def _values(field: Any) -> str:
     return " ".join([", ".join(dict.fromkeys(named(field.annotation))), *bounds])
 
 
-BOUNDS = (("ge", "≥"), ("gt", ">"))
+BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "\\<"))
 
 
 def _container(kind: Any) -> str:
@@ -95,7 +98,7 @@ def _container(kind: Any) -> str:
 
 def tables() -> dict[str, list[list[str]]]:
     """Page -> tables of settings that it must hold."""
-    whole = [table(config) for config in (Run, *PARTS.values(), TaskConfig)]
+    whole = [table(config) for config in (Run, *PARTS.values(), AugmentConfig, TaskConfig)]
     tasks = [table(registry.load("tasks", name).Config, TaskConfig) for name in registry.names("tasks")]
     pages = {"run-file.md": [*whole, *tasks], "methods/index.md": [table(MethodConfig)]}
     for name in registry.names("methods"):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+import promptuary
 import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,16 @@ def test_the_python_runs_as_it_stands(folder: Path) -> None:
     ids = torch.tensor([[5, 6, 7]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 2}
     exec(blocks("python")[0], {"model": tiny.model("llama"), "inputs": inputs})
+
+
+def test_the_python_for_a_model_of_your_own_runs_as_it_stands(folder: Path) -> None:
+    row = {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([5, 6, 7])}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "trainer"), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    given = {"arguments": arguments, "rows": [row] * 2, "Trainer": transformers.Trainer, "promptuary": promptuary}
+    exec(blocks("python")[1], {"model": tiny.model("llama"), "tokenizer": tiny.tokenizer(), **given})
+    assert promptuary.load_prompt(folder / "my-prompt", tiny.backbone("llama", seed=0)).added_tokens == 20
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,12 @@ _PUBLIC = {
     "evaluate": "promptuary.evaluation",
     "load_prompt": "promptuary.checkpoint",
     "save_prompt": "promptuary.checkpoint",
+    "push_prompt": "promptuary.hub",
+    "pull_prompt": "promptuary.hub",
     "Tuned": "promptuary.tuned",
-    "match_budget": "promptuary.tuned",
+    "adapt": "promptuary.hosting",
+    "attach": "promptuary.attaching",
+    "match_budget": "promptuary.building",
     "Prompt": "promptuary.types",
     "Offset": "promptuary.types",
     "Batch": "promptuary.types",
@@ -30,14 +34,18 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
+    from promptuary.attaching import attach
     from promptuary.backbones.base import Backbone
+    from promptuary.building import match_budget
     from promptuary.checkpoint import load_prompt, save_prompt
     from promptuary.config import Run, load_run
     from promptuary.errors import PromptuaryError
     from promptuary.evaluation import evaluate
+    from promptuary.hosting import adapt
+    from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
     from promptuary.training import Result, train
-    from promptuary.tuned import Tuned, match_budget
+    from promptuary.tuned import Tuned
     from promptuary.types import Batch, Offset, Prompt
 
 __all__ = [
@@ -51,10 +59,14 @@ __all__ = [
     "Result",
     "Run",
     "Tuned",
+    "adapt",
+    "attach",
     "evaluate",
     "load_prompt",
     "load_run",
     "match_budget",
+    "pull_prompt",
+    "push_prompt",
     "save_prompt",
     "train",
 ]

@@ -5,6 +5,8 @@ Knows no command line and no training loop; never loads anything but safetensors
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,51 @@ import torch
 from torch import Tensor
 
 import promptuary
-from promptuary import files, registry
+from promptuary import card, files, registry
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.errors import ConfigError, FileFormatError, NotFoldable
+from promptuary.building import build_method, hold_backbone, open_backbone
+from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
 from promptuary.settings import Settings
-from promptuary.tuned import Tuned, build_method, open_backbone
-from promptuary.types import Prompt, Shape
+from promptuary.tuned import Tuned
+from promptuary.types import Prompt
 
-FORMAT, VERSION = "promptuary-prompt", 1
+FORMAT, VERSION = "promptuary-prompt", 2
+READABLE = (1, VERSION)
+"""Versions that can be read. Version 1 has no `checksum`."""
+
 TENSORS, FOLDED, FACTS, CARD = "prompt.safetensors", "folded.safetensors", "prompt.json", "README.md"
 
+IDENTITY = ("architecture", "embedding", "vectors", "tokenizer")
+"""What every prompt knows of its base; `matrices` is missing where the base was quantised."""
 
-def save_prompt(tuned: Tuned, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> Path:
+
+def save_prompt(
+    tuned: Tuned,
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a prompt folder: everything that is needed to use the prompt on its base again.
 
     Args:
         tuned: with a method.
-        folder: replaced as a whole if it exists.
+        folder: replaced as a whole if there is a prompt in it.
         metrics: scores to state in the card.
+        data: what it was trained on, for the card: `source`, and `subset`, `revision` and `examples` where known.
 
     Raises:
         FileFormatError: a tensor is not finite; nothing is written.
+        ConfigError: something else is there already; nothing is written.
+        StorageError: it cannot be written; an older prompt is still there.
     """
+    there = Path(folder)
+    above = next((one for one in there.absolute().parents if one.exists()), there)
+    if not above.is_dir():
+        raise ConfigError(f"{there} cannot be written: {above} is no folder; choose another place")
+    if there.exists() and not (there / FACTS).is_file() and not (there.is_dir() and not any(there.iterdir())):
+        raise ConfigError(f"{there} exists and holds no prompt, so it is not replaced; choose another folder")
+    _check_room(there)
     method = tuned.method
     if method is None:
         raise NotFoldable("there is no prompt to save: this is the frozen model alone")
@@ -52,7 +77,7 @@ def save_prompt(tuned: Tuned, folder: str | Path, *, metrics: Mapping[str, float
         "promptuary": promptuary.__version__,
         "method": method.name,
         "method_config": {**method.config.model_dump(mode="json"), "name": method.name},
-        "task": {**tuned.task.settled().model_dump(mode="json"), "name": tuned.task.name},
+        "task": {**tuned.task.settled().model_dump(mode="json"), "name": tuned.task.name} if tuned.has_task else None,
         "backbone": tuned.backbone.config.model_dump(mode="json"),
         "identity": tuned.backbone.identity,
         "width": tuned.backbone.shape.width,
@@ -61,46 +86,82 @@ def save_prompt(tuned: Tuned, folder: str | Path, *, metrics: Mapping[str, float
         "added_tokens": tuned.added_tokens,
         "trainable_parameters": tuned.trainable_parameters,
         "metrics": dict(metrics or {}),
+        "data": None if data is None else card.source(data),
         "sha256": {name: files.digest(content) for name, content in contents.items()},
     }
-    files.write_folder(Path(folder), {**contents, FACTS: files.to_json(facts), CARD: _card(tuned, facts).encode()})
+    body = files.to_json(files.sealed(facts))
+    if len(body) > files.JSON_LIMIT:
+        raise FileFormatError(
+            f"not saved: {FACTS} would have {len(body):,} bytes, at most {files.JSON_LIMIT:,} are read"
+        )
+    files.write_folder(Path(folder), {**contents, FACTS: body, CARD: card.write(tuned, facts).encode()})
     return Path(folder)
 
 
 def load_prompt(
-    folder: str | Path, backbone: Backbone | None = None, *, model: str | None = None, device: str | None = None
+    folder: str | Path,
+    backbone: Backbone | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    device: str | None = None,
 ) -> Tuned:
     """Load a prompt onto its base.
 
     Args:
-        folder: a prompt folder, or a run folder that holds one.
+        folder: a prompt folder, a run folder that holds one, or a hub name: "user/name" or "user/name@revision".
         backbone: a base that is in memory already; without it the base is loaded by the name that was saved.
-        model: another place where the same base is (a folder, a hub name).
+        model: another place where the same base is (a folder, a hub name), or a transformers model that you hold.
+        tokenizer: of a model that you hold.
         device: another device than it was trained on.
 
     Raises:
         FileFormatError: missing, damaged or of an unknown version.
+        HubError: it is no folder here and cannot be had from the hub.
         FingerprintError: the base is not the one that the prompt was trained on.
         ConfigError: the base cannot be loaded, or the method is not installed.
     """
-    path = find_prompt(folder)
-    facts = read_facts(path)
-    tensors = files.read_tensors(path / TENSORS, facts["sha256"].get(TENSORS))
-    if backbone is None:
-        changes = {key: value for key, value in (("model", model), ("device", device)) if value is not None}
+    path, facts, tensors = _read(folder)
+    if backbone is not None and not isinstance(backbone, Backbone):
+        kind = type(backbone).__name__
+        raise ConfigError(f"backbone should be a loaded Backbone, got {kind}; names and models go into model=")
+    if backbone is None and model is not None and not isinstance(model, str | Path):
+        if tokenizer is None:
+            raise ConfigError("a model that you hold needs its tokenizer too: load_prompt(folder, model=, tokenizer=)")
+        backbone = hold_backbone(model, tokenizer, family=facts["backbone"].get("family", "auto"))
+    elif backbone is None:
+        changes = {
+            key: value for key, value in (("model", model and str(model)), ("device", device)) if value is not None
+        }
         # whoever made the file does not decide that code of the base is run
         values = {**facts["backbone"], "device": "auto", "trust_remote_code": False, **changes}
         backbone = open_backbone(_settings(path, BackboneConfig, values, "backbone"))
     backbone.check_identity(facts["identity"], facts["backbone"]["model"])
-    task_class = registry.load("tasks", facts["task"]["name"])
-    task = task_class(_settings(path, task_class.Config, facts["task"], "task"))
+    task = None
+    if facts["task"] is not None:
+        task_class = registry.load("tasks", facts["task"]["name"])
+        task = task_class(_settings(path, task_class.Config, facts["task"], "task"))
     method_class = registry.load("methods", facts["method"])
-    method = build_method(_settings(path, method_class.Config, facts["method_config"], "method"), Shape(facts["width"]))
-    tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
-    expected = {name: tuple(value.shape) for name, value in tuned.state().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    # sizes were settled when it was saved
+    values = {**facts["method_config"], "match_length": None}
+    config = _settings(path, method_class.Config, values, "method")
+    held = sum(value.numel() for name, value in tensors.items() if name.startswith("method."))
+    needed = method_class.count(config, backbone.shape)
+    # before anything is built, so that a number in a file cannot ask for more memory than the file has
+    if needed != held or facts["width"] != backbone.shape.width:
+        raise FileFormatError(
+            f"{path / TENSORS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
+            f"{needed if needed < 2**40 else 'far more'} on embeddings of width {backbone.shape.width}"
+        )
+    tuned = Tuned(backbone, task, build_method(config, backbone.shape), max_length=facts["max_length"])
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in tuned.state().items()}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
     if expected != found:
-        raise FileFormatError(f"{path / TENSORS} holds {found}, but method {facts['method']} needs {expected}")
+        name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        raise FileFormatError(
+            f"{path / TENSORS}: tensor {name[:80]!r} is {_kind(found.get(name))}, "
+            f"but method {facts['method']} needs {_kind(expected.get(name))}"
+        )
     tuned.restore(tensors)
     return tuned
 
@@ -117,47 +178,142 @@ def load_rows(folder: str | Path, backbone: Backbone) -> Tensor:
 
 
 def find_prompt(folder: str | Path) -> Path:
+    """The prompt folder itself, given it, the run folder around it, or a hub name; that is pulled into the cache.
+
+    Raises:
+        FileFormatError: neither, or what was pulled is damaged.
+        HubError: it reads as a hub name and cannot be had from the hub.
+    """
+    # the hub's files are checked with this module
+    from promptuary import hub
+
+    if not isinstance(folder, str | Path):
+        raise FileFormatError(f"expected the path of a prompt folder, got {type(folder).__name__}")
+    name = Path(folder).as_posix()
+    if os.path.exists(folder) or not hub.is_name(name):
+        return find_local(folder)
+    repo, _, revision = name.partition("@")
+    try:
+        return hub.pull_prompt(repo, revision=revision or None)
+    except HubError as error:
+        raise HubError(f"there is no folder {name} here, and {error}") from None
+
+
+def find_local(folder: str | Path) -> Path:
     """The prompt folder itself, given it or the run folder around it.
 
     Raises:
         FileFormatError: neither.
     """
+    if not isinstance(folder, str | Path):
+        raise FileFormatError(f"expected the path of a prompt folder, got {type(folder).__name__}")
     path = Path(folder)
-    for candidate in (path, path / "prompt"):
-        if (candidate / FACTS).is_file():
-            return candidate
+    inside = path / "prompt"
+    try:
+        for candidate in (path, inside):
+            standing = files.standing(candidate)
+            if os.path.lexists(standing / FACTS):
+                if candidate is inside and standing.is_symlink():
+                    raise FileFormatError(f"{inside} is a link; name the folder that it leads to")
+                return standing
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
     raise FileFormatError(f"{path} holds no prompt (expected {FACTS} in it or in its folder prompt/)")
+
+
+def _read(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of one and the same prompt, also while another process is replacing it."""
+    while True:
+        path = find_prompt(folder)
+        mark = _mark(path)
+        try:
+            facts = read_facts(path)
+            limit = 4 * facts["trainable_parameters"] + files.TENSOR_ROOM
+            return path, facts, files.read_tensors(path / TENSORS, facts["sha256"][TENSORS], limit=limit)
+        except FileFormatError:
+            if _mark(find_prompt(folder)) == mark:
+                raise
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from the one that takes its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # a number may be given again
+    return found.st_ino, found.st_ctime_ns
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """`prompt.json`, checked.
 
     Raises:
-        FileFormatError: another format, an unknown version, or a part is missing.
+        FileFormatError: another format, an unknown version, damaged, or a part is missing.
     """
     facts = files.read_json(path / FACTS)
     if facts.get("format") != FORMAT:
-        raise FileFormatError(f"{path / FACTS} is not a prompt of this project (format {facts.get('format')!r})")
-    if facts.get("version") != VERSION:
+        raise FileFormatError(f"{path / FACTS} is not a prompt of this project (format {_short(facts.get('format'))})")
+    version = facts.get("version")
+    if type(version) is not int or version not in READABLE:
         raise FileFormatError(
-            f"{path / FACTS} has format version {facts.get('version')!r}, this release reads {VERSION}; "
+            f"{path / FACTS} has format version {_short(version)}, this release reads {READABLE[0]} and {VERSION}; "
             "upgrade promptuary"
         )
+    if version > 1 or "checksum" in facts:
+        files.check_seal(path / FACTS, facts)
     kinds = {
-        "method": str, "method_config": dict, "task": dict, "backbone": dict, "identity": dict, "width": int,
-        "max_length": int, "sha256": dict,
+        "method": str, "method_config": dict, "backbone": dict, "identity": dict, "width": int,
+        "max_length": int, "trainable_parameters": int, "sha256": dict,
     }  # fmt: skip
-    wrong = [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]
-    inside = (("task", "name"), ("backbone", "model"), ("sha256", TENSORS))
+    # a bool is an int to isinstance
+    wrong = [name for name, kind in kinds.items() if type(facts.get(name)) is not kind]
+    if "task" not in facts or type(facts["task"]) not in (dict, type(None)):
+        wrong.append("task")
     wrong += [
-        f"{name}.{key}" for name, key in inside if name not in wrong and not isinstance(facts[name].get(key), str)
+        name
+        for name in ("width", "max_length", "trainable_parameters")
+        if name not in wrong and not 0 < facts[name] < 2**40
+    ]
+    inside = (("task", "name"), ("backbone", "model"), ("sha256", TENSORS), *(("identity", key) for key in IDENTITY))
+    if "identity" not in wrong and "matrices" in facts["identity"]:
+        inside = (*inside, ("identity", "matrices"))
+    wrong += [
+        f"{name}.{key}"
+        for name, key in inside
+        if name not in wrong and facts[name] is not None and not isinstance(facts[name].get(key), str)
     ]
     if wrong:
         raise FileFormatError(f"{path / FACTS} is incomplete: {', '.join(wrong)} missing or of the wrong kind")
-    for name in (facts["method"], facts["task"]["name"]):
-        if ":" in name:
-            raise FileFormatError(f'{path / FACTS} names a module to import, "{name}", which a prompt must not')
+    for name in (facts["method"], *(() if facts["task"] is None else (facts["task"]["name"],))):
+        if not re.fullmatch(r"[\w.-]{1,80}", name, re.ASCII):
+            raise FileFormatError(
+                f"{path / FACTS} names a method or task {_short(name)}; a prompt may only hold a name that is known "
+                "already, never a module to import"
+            )
     return facts
+
+
+def _check_room(folder: Path) -> None:
+    """Refuse to replace a folder that holds more than a prompt."""
+    known = {TENSORS, FOLDED, FACTS, CARD}
+    try:
+        names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
+    other = min(names - known, default=CARD if names == {CARD} else None)
+    if other is not None:
+        raise ConfigError(f'not saved: {folder} holds other things ("{other}"); choose a folder of the prompt\'s own')
+
+
+def _short(value: Any) -> str:
+    """Anything from a file, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _kind(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "missing" if found is None else f"{found[1]} of shape {found[0]}"
 
 
 def _settings(path: Path, kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
@@ -165,7 +321,9 @@ def _settings(path: Path, kind: type[Settings], values: Mapping[str, Any], where
     try:
         return kind.read(values, where=where)
     except ConfigError as error:
-        raise FileFormatError(f"{path / FACTS}: {error}; was it saved by a newer promptuary?") from None
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
+        raise FileFormatError(f"{path / FACTS}: {reason}; was it saved by a newer promptuary?") from None
 
 
 def _folded(tuned: Tuned) -> dict[str, Tensor] | None:
@@ -180,46 +338,6 @@ def _folded(tuned: Tuned) -> dict[str, Tensor] | None:
         parts["rows"] = prompt.rows[0]
     if prompt.offset is not None:
         parts["offset.left"], parts["offset.right"] = prompt.offset.left, prompt.offset.right
+    if prompt.kv is not None:
+        parts["kv"] = prompt.kv[0]
     return {name: value.detach().to("cpu", torch.float32).clone() for name, value in parts.items()}
-
-
-def _card(tuned: Tuned, facts: Mapping[str, Any]) -> str:
-    """A model card in the hub's format."""
-    method, base = tuned.method, facts["backbone"]["model"]
-    assert method is not None
-    scores = "".join(f"- {name}: {value:.4f}\n" for name, value in facts["metrics"].items()) or "- none recorded\n"
-    labels = "".join(f"- `{one}`\n" for one in tuned.task.words) or "- none\n"
-    note = "\nThe method was reconstructed from partial sources; see its card.\n" if method.reconstructed else ""
-    hub = "" if base.startswith(("pip:", "/", ".", "~")) else f"base_model: {base}\n"
-    return f"""---
-library_name: promptuary
-{hub}tags:
-- prompt
-- {method.name}
----
-
-# {method.title} prompt for {base}
-
-{method.title} ({method.paper}), {facts["trainable_parameters"]:,} trained numbers,
-{facts["added_tokens"]} added positions.
-The base model is unchanged and is not in this folder.
-{note}
-Template: `{tuned.task.template.text}`
-
-Answers:
-
-{labels}
-Scores:
-
-{scores}
-## Use
-
-```python
-import promptuary
-
-tuned = promptuary.load_prompt("this/folder")
-tuned.predict(["..."])
-```
-
-Made with promptuary {facts["promptuary"]}.
-"""

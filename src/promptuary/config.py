@@ -49,7 +49,7 @@ class TrainConfig(Settings):
     patience: int | None = Field(None, ge=1, description="stop after this many validations without a better score")
     eval_batch_size: int = Field(32, ge=1, description="examples per batch in evaluation")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; without it as evaluate_every")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; without it torch's own choice")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; without it torch's own choice")
 
 
 class Run(Settings):
@@ -61,7 +61,9 @@ class Run(Settings):
     method: pydantic.SerializeAsAny[MethodConfig]
     train: TrainConfig = TrainConfig()
     seed: int = Field(0, ge=0, description="of data order, few-shot sample and starting values")
-    out: str = Field("out/run", description="folder of this run; everything is written there and nowhere else")
+    out: str = Field(
+        "out/run", min_length=1, description="folder of this run; everything is written there and nowhere else"
+    )
     suite: str | None = Field(None, description="a prepared task and data set, such as glue/sst2")
 
     def hash(self) -> str:
@@ -90,23 +92,33 @@ def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     Raises:
         ConfigError: one line: what is wrong, and the nearest known name.
     """
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError(f'overrides: expected a list of texts such as ["train.steps=10"], got {overrides!r}')
     if isinstance(source, Mapping):
         values = dict(source)
+    elif isinstance(source, str | Path):
+        values = _from_file(Path(source))
     else:
-        path = Path(source)
-        values = read_yaml(path)
-        if "extends" in values:
-            parent = path.parent / str(values.pop("extends"))
-            base = read_yaml(parent)
-            if "extends" in base:
-                raise ConfigError(f"{parent} extends another file in turn; only one level is allowed")
-            values = merge(base, values)
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    values = merge(values, changes)
-    if values.get("suite") is not None:
-        values = merge(suite(str(values["suite"])), values)
-    return build(values)
+        raise ConfigError(f"load_run takes a run file or a mapping of settings, got {source!r}")
+    parsed = [parse_override(override) for override in overrides]
+    top = {**values, **{path[0]: value for path, value in parsed if len(path) == 1}, **changes}
+    if top.get("suite") is not None:
+        values = merge(suite(top["suite"]), values)
+    return build(merge(override(values, parsed), changes))
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """A run file on top of the one that it extends."""
+    values = read_yaml(path)
+    if "extends" not in values:
+        return values
+    name = values.pop("extends")
+    if not isinstance(name, str):
+        raise ConfigError(f"extends: expected the name of one run file, got {name!r}")
+    base = read_yaml(path.parent / name)
+    if "extends" in base:
+        raise ConfigError(f"{path.parent / name} extends another file in turn; only one level is allowed")
+    return merge(base, values)
 
 
 def build(values: Mapping[str, Any]) -> Run:
@@ -128,10 +140,13 @@ def build(values: Mapping[str, Any]) -> Run:
         inner = _mapping(checked[part], part)
         if "name" not in inner:
             raise ConfigError(f"{part}.name is required (known: {', '.join(registry.names(kind))})")
-        found = registry.load(kind, str(inner["name"]))
+        name = inner["name"]
+        if not isinstance(name, str):
+            raise ConfigError(f"{part}.name: expected text, got {name!r} (known: {', '.join(registry.names(kind))})")
+        found = registry.load(kind, name)
         # an outside method is named package.module:Class in the run file and keeps that name there
         settings = found.Config.read({**inner, "name": found.name}, where=part)
-        checked[part] = settings.model_copy(update={"name": str(inner["name"])})
+        checked[part] = settings.model_copy(update={"name": name})
     return Run.read(checked, where="")
 
 
@@ -157,16 +172,53 @@ def suites() -> dict[str, dict[str, Any]]:
     return found
 
 
-def suite(name: str) -> dict[str, Any]:
+def suite(name: Any) -> dict[str, Any]:
     """One prepared task.
 
     Raises:
         ConfigError: no such suite.
     """
     known = suites()
-    if name not in known:
-        raise ConfigError(f'no suite "{name}"{suggest(name, list(known))} (known: {", ".join(known)})')
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f'no suite "{name}"{suggest(str(name), list(known))} (known: {", ".join(known)})')
     return known[name]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a name that stands twice in one mapping instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the safe loader does, after a look at the names."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f'"{key.value}" stands twice in one mapping; keep one of them'
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        ValueError: one line that says where and what is wrong.
+    """
+    try:
+        # a safe loader: nothing in the text makes code run
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        fix = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+        problem = str(error.problem or error.context)
+        problem = f"{error.context}, {problem}" if problem.startswith("but ") else problem
+        raise ValueError(f"{place}{' '.join(problem.split())}{fix}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).replace('in "<unicode string>", ', "at ").split())) from None
+    except RecursionError:
+        raise ValueError("too many brackets within each other") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -176,45 +228,79 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = suggest(path.name, [item.name for item in path.parent.glob("*.y*ml")]) if path.parent.exists() else ""
         raise ConfigError(f"run file {path} does not exist{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"run file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"run file {path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"run file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigError(f"run file {path} holds byte {byte:#04x}, not UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"run file {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"run file {path} should be a mapping such as 'method: {{name: ept}}'")
     return content
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=value` as a nested mapping.
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """`a.b=value` as a path and a value.
 
     Raises:
-        ConfigError: no `=`, or the value is not YAML.
+        ConfigError: no `=`, an empty step in the path, or the value is not YAML.
     """
     path, equals, value = text.partition("=")
-    if not equals or not path.strip():
+    steps = tuple(step.strip() for step in path.split("."))
+    if not equals or not all(steps):
         raise ConfigError(f'--set takes "a.b=value", got "{text}"')
     try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f'--set {path}: "{value}" is not YAML') from None
-    for step in reversed(path.strip().split(".")):
-        parsed = {step: parsed}
-    return dict(parsed)
+        return steps, _parse(value)
+    except ValueError as error:
+        raise ConfigError(f'--set {path}: "{value}" is not YAML ({error})') from None
+
+
+def override(values: Mapping[str, Any], changes: Sequence[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """Settings with overrides on top; a longer path such as `data.rename.body` changes one entry of a mapping.
+
+    Raises:
+        ConfigError: a path leads into something that is no mapping.
+    """
+    out = dict(values)
+    # whole parts and names first: another name clears its part, whatever the order on the command line
+    for path, value in sorted(changes, key=lambda one: len(one[0]) > 1 and one[0][1:] != ("name",)):
+        if len(path) == 1 or path[1:] == ("name",):
+            out = merge(out, {path[0]: value if len(path) == 1 else {"name": value}})
+        else:
+            out[path[0]] = _changed(out.get(path[0]), path, 1, value)
+    return out
+
+
+def _changed(inside: Any, path: Sequence[str], place: int, value: Any) -> Any:
+    """A mapping with the entry at `path[place:]` set."""
+    if place == len(path):
+        return value
+    if isinstance(inside, Settings):
+        inside = inside.model_dump()
+    if inside is not None and not isinstance(inside, Mapping):
+        where = ".".join(path[:place])
+        raise ConfigError(f"--set {'.'.join(path)}: {where} is {inside!r} and not a mapping; set {where} itself")
+    there = inside or {}
+    return {**there, path[place]: _changed(there.get(path[place]), path, place + 1, value)}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged, `above` winning. A part whose `name` changes is replaced, not mixed."""
+    """Two runs as one, `above` winning setting by setting.
+
+    A setting that is a mapping itself (label words, names of columns) is replaced as a whole: its entries belong
+    together. So is a part whose `name` changes.
+    """
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
+        if key in (*PARTS, *NAMED) and isinstance(old, Mapping) and isinstance(value, Mapping):
             other = key in NAMED and "name" in value and old.get("name", value["name"]) != value["name"]
-            out[key] = dict(value) if other else merge(old, value)
+            out[key] = dict(value) if other else {**old, **value}
         else:
             out[key] = value
     return out

@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 
 from promptuary import checkpoint, config, registry
+from promptuary.building import open_backbone
 from promptuary.data.load import Splits, load
 from promptuary.evaluation import evaluate
 from promptuary.listening import Listener
 from promptuary.metrics import bootstrap_interval, majority_baseline
 from promptuary.training import seeded, train
-from promptuary.tuned import Tuned, open_backbone
+from promptuary.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run(
     first = runs[0]
     task_class = registry.load("tasks", first.task.name)
     split_seed = first.data.split_seed if first.data.split_seed is not None else seed
-    splits = load(first.data, task_class.required(first.task), seeded(split_seed, 1))
+    splits = load(first.data, task_class.required(first.task), seeded(split_seed, 1), task_class.check(first.task))
     backbone = open_backbone(first.backbone)
     zero_shot = Tuned(backbone, task_class(first.task, splits.train), max_length=first.data.max_length)
     rows = [_majority(zero_shot, splits), _zero_shot(zero_shot, splits, first.train.eval_batch_size)]

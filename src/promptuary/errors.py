@@ -6,6 +6,7 @@ Knows nothing about where they are raised; `exit_code` is the only thing the com
 from __future__ import annotations
 
 import importlib
+import signal
 from types import ModuleType
 
 
@@ -35,6 +36,14 @@ class FileFormatError(PromptuaryError):
     """A saved folder is missing, incomplete, damaged or of an unknown version."""
 
 
+class HubError(PromptuaryError):
+    """The hub cannot be reached, refuses, or does not hold what was asked for."""
+
+
+class StorageError(PromptuaryError):
+    """Something cannot be written: the disk is full or read-only, or permission is missing. What was there stays."""
+
+
 class NotFoldable(PromptuaryError):
     """A method's result cannot be written in the static form that was asked for; the message gives the reason."""
 
@@ -44,15 +53,29 @@ class MissingExtra(PromptuaryError):
 
 
 class TrainingDiverged(PromptuaryError):
-    """The loss stayed non-finite after several roll-backs; the last good state is on disk."""
+    """Steps were not finite until the end, or after several roll-backs; the last good state is on disk."""
+
+    exit_code = 1
+
+
+class OutOfMemory(PromptuaryError):
+    """Not even a single example fits into memory; the message says what to lower."""
 
     exit_code = 1
 
 
 class Interrupted(PromptuaryError):
-    """The user stopped the run; its state was saved first."""
+    """A run was stopped; the message says what is saved. The exit code tells by which signal, as a shell does."""
 
-    exit_code = 130
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        """Say why.
+
+        Args:
+            message: what is saved and how to go on.
+            number: the signal that asked for the stop: 130 is SIGINT's exit code, 143 SIGTERM's, 129 SIGHUP's.
+        """
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def require(module: str, *, extra: str) -> ModuleType:

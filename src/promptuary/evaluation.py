@@ -5,25 +5,31 @@ Knows no training, no command line and no method or family by name.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptuary import metrics
+from promptuary import memory, metrics
 from promptuary.data.collate import Row
-from promptuary.errors import DataError
+from promptuary.errors import DataError, OutOfMemory
 from promptuary.tuned import Tuned
 from promptuary.types import Prediction
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by metric name, the predictions behind them, and a 95 % bootstrap interval of the first metric."""
+    """Scores by metric name, the predictions behind them, and a 95 % bootstrap interval of the first metric.
+
+    `batch_size`: examples that were run together in the end; less than was asked for if memory ran out.
+    """
 
     scores: dict[str, float]
     predictions: list[Prediction]
     gold: list[Any]
     interval: tuple[float, float] | None
+    batch_size: int
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per example: place, right answer, given answer, scores."""
@@ -48,18 +54,32 @@ def evaluate(
         tuned: a prompt on its base.
         examples: with labels.
         rows: the same examples, encoded already.
-        batch_size: examples per batch.
+        batch_size: examples per batch; halved as often as memory asks for that.
         interval: whether to bootstrap an interval (labels and texts that are right or wrong only).
         check: called before each batch; may raise to stop.
 
     Raises:
         DataError: no examples, or one lacks a field or has an unknown label.
+        OutOfMemory: a single example is too large.
     """
+    if isinstance(examples, str | bytes | Mapping) or not all(isinstance(one, Mapping) for one in examples or ()):
+        raise DataError("expected a list of mappings of fields, with their labels, to evaluate on")
     if not examples:
         raise DataError("there are no examples to evaluate on")
     encoded = rows if rows is not None else tuned.rows(examples, labelled=True)
     gold = [tuned.task.gold(example) for example in examples]
-    predictions = tuned.answer(encoded, examples, batch_size=batch_size, check=check)
+    size = batch_size
+    while True:
+        answer = functools.partial(tuned.answer, encoded, examples, batch_size=size, check=check)
+        predictions = memory.attempt(answer)
+        if predictions is not None:
+            break
+        if size == 1:
+            raise OutOfMemory(
+                "evaluation runs out of memory with a single example; lower data.max_length or task.max_new_tokens, "
+                "shorten the prompt, or use backbone.dtype: bfloat16"
+            )
+        size = math.ceil(min(size, len(examples)) / 2)
     answers = [prediction.answer for prediction in predictions]
     scores = metrics.compute(tuned.task.metrics, gold, answers)
     spread = None
@@ -69,4 +89,4 @@ def evaluate(
             for g, a in zip(gold, answers, strict=True)
         ]
         spread = metrics.bootstrap_interval(right)
-    return Evaluation(scores, predictions, gold, spread)
+    return Evaluation(scores, predictions, gold, spread, size)

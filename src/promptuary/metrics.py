@@ -155,12 +155,12 @@ def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score. `kind`: what it compares, a "label", a "value" (number) or a "text"."""
+    """A named score. `kind`: what it compares: a "label", one of a "pair" of labels, a "value" (number) or a "text"."""
 
     name: str
     function: Callable[[Sequence[Any], Sequence[Any]], float]
     higher_is_better: bool
-    kind: Literal["label", "value", "text"]
+    kind: Literal["label", "pair", "value", "text"]
 
 
 METRICS: dict[str, Metric] = {
@@ -168,7 +168,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("accuracy", accuracy, True, "label"),
         Metric("macro_f1", macro_f1, True, "label"),
-        Metric("f1", f1, True, "label"),
+        Metric("f1", f1, True, "pair"),
         Metric("matthews", matthews, True, "label"),
         Metric("pearson", pearson, True, "value"),
         Metric("spearman", spearman, True, "value"),

@@ -19,7 +19,10 @@ from promptuary.errors import ConfigError
 KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task"}
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
-_HELPERS = {"base", "inject", "load", "template", "text"}
+_HELPERS = {
+    "attach", "base", "cache", "feed", "hosts", "inject", "load", "place", "processors", "template", "text",
+    "translate", "vocabulary",
+}  # fmt: skip
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -5,11 +5,15 @@ Knows no tensors' meaning and no training loop.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,16 @@ from torch import Tensor
 
 from promptuary import files
 from promptuary.config import Run
-from promptuary.errors import ConfigError, FileFormatError
+from promptuary.errors import ConfigError, FileFormatError, StorageError
 
 KEEP = 2
 """Checkpoints that are kept."""
+
+VERSION = 2
+"""Of a checkpoint's format; the first one had neither a number nor a checksum."""
+
+LOCK = ".lock"
+"""Held by the process that writes in a run folder; it says which one that is."""
 
 PACKAGES = ("promptuary", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -37,6 +47,7 @@ class RunFolder:
         self.path = Path(path)
         self.prompt = self.path / "prompt"
         self.rows = self.path / "metrics.jsonl"
+        self._held = False
 
     def check(self, run: Run, *, resume: bool, fresh: bool) -> None:
         """Refuse a folder that the run may not use; nothing is written.
@@ -48,11 +59,20 @@ class RunFolder:
 
         Raises:
             ConfigError: there is a run already and neither was asked for; or another run is there; or the
-                folder holds other things.
+                holds other things; or another process writes in it.
+            StorageError: it cannot be looked at.
         """
+        try:
+            self._check(run, resume, fresh)
+        except OSError as error:
+            raise StorageError(f"out: {self.path} cannot be read: {error.strerror}") from error
+
+    def _check(self, run: Run, resume: bool, fresh: bool) -> None:
         note = self.path / "run.json"
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file; choose a folder")
+        if not self._held:
+            self._check_free()
         if note.exists():
             if not (fresh or resume):
                 raise ConfigError(
@@ -62,29 +82,99 @@ class RunFolder:
                 raise ConfigError(
                     f"out: {self.path} holds a run with other settings; choose another folder, or --fresh"
                 )
-        elif self.path.exists() and any(not item.name.startswith(".tmp-") for item in self.path.iterdir()):
+        elif self.path.exists() and any(not item.name.startswith((".tmp-", LOCK)) for item in self.path.iterdir()):
             raise ConfigError(f"out: {self.path} is not empty and holds no run; choose another folder")
 
     def open(self, run: Run, *, resume: bool, fresh: bool) -> None:
-        """`check`, then get the folder ready to be written.
+        """`check`, then get the folder ready to be written; what dead processes left half-written is cleared away.
 
         Raises:
-            ConfigError: as `check`, or it cannot be written.
+            ConfigError: as `check`.
+            StorageError: it cannot be written.
         """
         self.check(run, resume=resume, fresh=fresh)
         note = self.path / "run.json"
-        if note.exists() and fresh:
-            for name in ("checkpoints", "prompt"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
         try:
+            if note.exists() and fresh:
+                for folder in (self.path / "checkpoints", self.prompt):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+                # the note stays, so that a crash in here leaves a folder that is still known as a run
+                for name in FILES:
+                    if name != note.name:
+                        (self.path / name).unlink(missing_ok=True)
             # first of all, so that a crash from here on leaves a folder that can be resumed
             files.write_json(note, {"hash": run.hash()})
-            files.write_file(self.path / "run.yaml", run.to_yaml().encode())
-            files.write_json(self.path / "environment.json", environment())
+            for folder in (self.path, self.path / "checkpoints"):
+                files.sweep(folder, mine=True)
         except OSError as error:
-            raise ConfigError(f"out: {self.path} cannot be written: {error.strerror}") from None
+            raise StorageError(f"out: {error.filename or self.path} cannot be changed: {error.strerror}") from error
+        files.write_file(self.path / "run.yaml", run.to_yaml().encode())
+        files.write_json(self.path / "environment.json", environment())
+
+    @contextlib.contextmanager
+    def writing(self, run: Run, *, resume: bool, fresh: bool) -> Iterator[str | None]:
+        """`open`, and keep every other process out until the end of the block, also if this one is killed.
+
+        Yields:
+            What the user should know: that this file system has no locks; None where it has.
+
+        Raises:
+            ConfigError: as `check`.
+            StorageError: it cannot be written.
+        """
+        self.check(run, resume=resume, fresh=fresh)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise StorageError(f"out: {self.path} cannot be written: {error.strerror}") from error
+        try:
+            note = None
+            try:
+                self._lock(handle)
+            except OSError as error:
+                note = f"{self.path} is on a file system without locks ({error.strerror}): start one process there"
+            with contextlib.suppress(OSError):  # a full disk: what is written next says so
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+            self._held = True
+            self.open(run, resume=resume, fresh=fresh)
+            yield note
+        finally:
+            self._held = False
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        for last in (False, True):
+            try:
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if last:
+                    raise self._taken(handle) from None
+                # somebody may only be looking whether the folder is free
+                time.sleep(0.1)
+
+    def _check_free(self) -> None:
+        """Refuse a folder in which a process is writing."""
+        try:
+            handle = os.open(self.path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return  # nobody ever wrote here, or nothing can be written here, which is told soon
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._taken(handle) from None
+        except OSError:
+            return  # no locks here; `writing` says so
+        finally:
+            os.close(handle)
+
+    def _taken(self, handle: int) -> ConfigError:
+        holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+        return ConfigError(
+            f"out: {holder} is writing in {self.path}; wait for its end or stop it, or choose another folder"
+        )
 
     def row(self, content: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
@@ -94,6 +184,18 @@ class RunFolder:
         """Write result.json."""
         files.write_json(self.path / "result.json", dict(content))
 
+    def finished(self) -> dict[str, Any] | None:
+        """What result.json says, if the run wrote everything: it comes last, but parts may have been deleted since.
+
+        One that is damaged is as none: the end of the run is done again from its last checkpoint.
+        """
+        parts = (self.path / "result.json", self.path / "predictions.jsonl", self.prompt / "prompt.json")
+        try:
+            facts = files.read_json(parts[0]) if all(part.is_file() for part in parts) else {}
+        except FileFormatError:
+            return None
+        return facts if isinstance(facts.get("metrics"), dict) else None
+
     def predictions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write predictions.jsonl."""
         files.write_file(self.path / "predictions.jsonl", "".join(map(files.to_line, rows)).encode())
@@ -101,12 +203,20 @@ class RunFolder:
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_state(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write checkpoints/step-N/ as a whole, then forget all but the newest ones."""
+        """Write checkpoints/step-N/ as a whole, then forget all but the newest ones.
+
+        Raises:
+            StorageError: it cannot be written; the checkpoints before are still there.
+        """
         content = files.tensor_bytes(tensors)
-        body = {**facts, "step": step, "sha256": files.digest(content)}
+        about = {"version": VERSION, "step": step, "sha256": files.digest(content), "bytes": len(content)}
+        body = files.to_json(files.sealed({**facts, **about}))
         folder = self.path / "checkpoints" / f"step-{step}"
-        files.write_folder(folder, {"state.safetensors": content, "state.json": files.to_json(body)})
-        for _, old in self._states()[KEEP:]:
+        files.write_folder(folder, {"state.safetensors": content, "state.json": body})
+        states = self._states()
+        # those of a later step are damaged, or the run would have gone on from them
+        later = [old for number, old in states if number > step]
+        for old in (*later, *[old for number, old in states if number <= step][KEEP:]):
             shutil.rmtree(old, ignore_errors=True)
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
@@ -116,22 +226,39 @@ class RunFolder:
             FileFormatError: checkpoints are there, but none is whole.
         """
         skipped: list[str] = []
-        for _, folder in self._states():
+        for step, folder in self._states():
             try:
-                facts = files.read_json(folder / "state.json")
-                return files.read_tensors(folder / "state.safetensors", facts.get("sha256", "")), facts, skipped
+                return *self._load(step, folder), skipped
             except FileFormatError as error:
                 skipped.append(str(error))
         if skipped:
-            raise FileFormatError(f"no checkpoint in {self.path} is whole: {skipped[0]}")
+            raise FileFormatError(f"no checkpoint in {self.path} is whole: {skipped[0]}; --fresh starts again")
         return None
+
+    def _load(self, step: int, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One checkpoint, if it is whole and belongs to this run."""
+        note = folder / "state.json"
+        facts = files.read_json(note)
+        if "version" in facts or "checksum" in facts:
+            files.check_seal(note, facts)
+            if facts.get("version") != VERSION:
+                raise FileFormatError(f"{note} has format version {facts.get('version')!r}, this release reads 1 and 2")
+        if facts.get("step") != step:
+            raise FileFormatError(f"{note} is of step {facts.get('step')!r}, not of the step in its folder's name")
+        run = files.read_json(self.path / "run.json").get("hash")
+        if facts.get("run_hash", run) != run:
+            raise FileFormatError(f"{note} belongs to a run with other settings")
+        size = facts.get("bytes")
+        limit = size if isinstance(size, int) else None
+        tensors = files.read_tensors(folder / "state.safetensors", str(facts.get("sha256")), limit=limit)
+        return tensors, facts
 
     def _states(self) -> list[tuple[int, Path]]:
         """Checkpoints, newest first."""
         found = []
         for folder in (self.path / "checkpoints").glob("step-*"):
             number = folder.name.removeprefix("step-")
-            if number.isdecimal():
+            if number.isascii() and number.isdecimal() and len(number) < 16:
                 found.append((int(number), folder))
         return sorted(found, reverse=True)
 
@@ -154,13 +281,17 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of what matters."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """Looked up once: it takes milliseconds."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

@@ -1,19 +1,18 @@
 """The training loop on Accelerate: steps, validation, early stop, checkpoints, resume, and one result at the end.
 
 Knows no method, family, task or data set by name, and prints nothing: a listener is told what happens.
-Longer than most files, so that a run can be read from top to bottom.
+Slightly longer than most files, so that a run can be read from top to bottom.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
-import resource
-import statistics
-import sys
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,25 @@ from accelerate import PartialState
 from accelerate.utils import reduce as all_reduce
 from torch import Tensor
 
-from promptuary import checkpoint, registry
+from promptuary import checkpoint, files, memory, registry, training_facts
 from promptuary.backbones.base import Backbone
+from promptuary.building import build_method, open_backbone
 from promptuary.config import Run
-from promptuary.data.collate import Row, batches
+from promptuary.data.collate import Row
 from promptuary.data.load import Splits, load
-from promptuary.data.splits import SPLITS, naming
-from promptuary.errors import ConfigError, Interrupted, TrainingDiverged
+from promptuary.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
 from promptuary.evaluation import Evaluation, evaluate
 from promptuary.listening import Listener, Stop
 from promptuary.metrics import METRICS
-from promptuary.runs import RunFolder, versions
+from promptuary.runs import RunFolder
+from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
-from promptuary.tuned import Tuned, build_method, open_backbone
-from promptuary.types import Batch
+from promptuary.training_data import Feed, seeded
+from promptuary.training_guard import STRIKES, Guard
+from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
+from promptuary.tuned import Tuned
 
-STRIKES = 3
-"""Steps in a row without a finite gradient before rolling back, and roll-backs before giving up; our choice."""
+__all__ = ["Listener", "Result", "Stop", "Training", "seeded", "train"]
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,6 @@ class Result:
     prompt: Tuned
 
 
-Snapshot = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]
-"""Trained tensors, and the optimiser's tensors and numbers."""
-
-
-@dataclass
-class Progress:
-    """What changes from step to step, besides tensors."""
-
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    worse: int = 0
-    validated: int = -1
-    strikes: int = 0
-    rollbacks: int = 0
-    seconds: float = 0.0
-
-
 def train(
     run: Run,
     *,
@@ -77,43 +60,56 @@ def train(
     fresh: bool = False,
     listener: Listener | None = None,
     backbone: Backbone | None = None,
+    stop: Stop | None = None,
 ) -> Result:
     """Train a prompt and write its run folder.
 
     Args:
         run: settings.
-        resume: continue the run in `run.out` from its newest checkpoint, bit for bit.
+        resume: continue the run in `run.out` from its newest checkpoint, bit for bit. A finished run stays as it is.
         fresh: delete a run in `run.out` first.
         listener: is told what happens.
         backbone: a loaded base to use instead of loading `run.backbone` (for several runs in one process).
+        stop: asks for a stop from outside. SIGINT, SIGTERM and SIGHUP ask for one in any case (main thread only).
 
     Raises:
-        PromptuaryError: one line on what is wrong; `Interrupted` after a stop that was saved.
+        PromptuaryError: one line on what is wrong; `Interrupted` after a stop, `TrainingDiverged` and `OutOfMemory`
+            after a state was saved.
     """
+    if not isinstance(run, Run):
+        raise ConfigError(f"train takes a run, got {type(run).__name__}; make one with promptuary.load_run(...)")
+    if resume and fresh:
+        raise ConfigError("resume continues a run and fresh deletes it; choose one")
     if os.environ.get("RANK", "0") == "0":  # one process owns the folder; it hears of trouble before anything is loaded
         RunFolder(run.out).check(run, resume=resume, fresh=fresh)
-    return Training(run, listener or Listener(), backbone).run(resume=resume, fresh=fresh)
-
-
-def seeded(seed: int, *parts: int) -> torch.Generator:
-    """A generator for one purpose: the same seed and parts give the same numbers."""
-    value = seed
-    for part in parts:
-        value = (value * 1_000_003 + part + 1) % (2**63)
-    return torch.Generator().manual_seed(value)
+    stop = stop or Stop()
+    try:
+        with stop.listening():
+            training = Training(run, listener or Listener(), backbone, stop)
+            if stop.signal is not None:  # a library underneath swallowed the interruption
+                raise KeyboardInterrupt
+            stop.polled = True
+            return training.run(resume=resume, fresh=fresh)
+    except KeyboardInterrupt:
+        if stop.signal is None or stop.polled:
+            raise
+        raise Interrupted("interrupted while loading; nothing was written", stop.signal) from None
 
 
 class Training:
     """One run while it happens."""
 
-    def __init__(self, run: Run, listener: Listener, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, run: Run, listener: Listener, backbone: Backbone | None = None, stop: Stop | None = None
+    ) -> None:
         """Load everything; nothing is written yet."""
-        self.settings, self.listener, self.stop = run, listener, Stop()
+        self.settings, self.listener, self.stop = run, listener, stop or Stop()
         if run.train.threads is not None:
             torch.set_num_threads(run.train.threads)
         task_class = registry.load("tasks", run.task.name)
         split_seed = run.data.split_seed if run.data.split_seed is not None else run.seed
-        self.splits: Splits = load(run.data, task_class.required(run.task), seeded(split_seed, 1))
+        required, check = task_class.required(run.task), task_class.check(run.task)
+        self.splits: Splits = load(run.data, required, seeded(split_seed, 1), check)
         self.task = task_class(run.task, self.splits.train)
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
@@ -123,30 +119,12 @@ class Training:
         if run.method.init_prompt is not None:
             saved = checkpoint.load_rows(run.method.init_prompt, self.backbone)
         self.tuned.initialise(seeded(run.seed, 2), saved)
-        # the test rows too: what is wrong with them should be known before training, not after it
-        self.rows: dict[str, list[Row]] = {}
-        for name in SPLITS:
-            with naming(name):
-                self.rows[name] = self.tuned.rows(getattr(self.splits, name), labelled=True)
-        self._check_positions()
+        self.feed = Feed(run, self.splits, self.tuned)
+        self.rows, self.steps = self.feed.rows, self.feed.steps
         self.folder = RunFolder(run.out)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
-        self._epoch, self._order = -1, list[list[int]]()
-        self.sound: Snapshot | None = None
-
-    # ---- lengths ----------------------------------------------------------------------------------------------------
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in one pass."""
-        return math.ceil(len(self.rows["train"]) / self.settings.train.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all."""
-        settings = self.settings.train
-        return settings.steps if settings.epochs is None else max(1, round(settings.epochs * self.steps_per_epoch))
+        self._saved = -1
 
     @property
     def evaluate_every(self) -> int:
@@ -158,142 +136,138 @@ class Training:
         """Steps between checkpoints."""
         return self.settings.train.save_every or self.evaluate_every
 
-    def _check_positions(self) -> None:
-        limit, added = self.backbone.max_positions, self.tuned.added_tokens
-        sizes = [
-            (len(row.encoded.ids), self.tuned.answer_positions(row)) for rows in self.rows.values() for row in rows
-        ]
-        text, answer = max(sizes, key=sum)
-        if limit is not None and text + answer + added > limit:
-            more = f", the answer ({answer} tokens)" if answer else ""
-            room = limit - added - answer
-            fix = f"lower data.max_length to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
-            raise ConfigError(
-                f"the longest text ({text} tokens){more} and the prompt ({added} rows) exceed the "
-                f"model's {limit} positions; {fix}"
-            )
-
-    def _long_texts(self) -> list[str]:
-        """A note if texts go beyond the offset table."""
-        limit = self.tuned.offset_rows
-        longer = sum(len(row.encoded.ids) > limit for row in self.rows["train"]) if limit is not None else 0
-        if not longer:
-            return []
-        return [f"{longer} training texts are longer than the offset table of {limit} rows; raise method.max_tokens"]
-
     def plan(self) -> dict[str, Any]:
         """What the run will do, before it does."""
-        run, trained = self.settings, self.tuned.trainable_parameters
-        lengths = sorted(len(row.encoded.ids) for row in self.rows["train"])
-        typical = lengths[int(0.95 * (len(lengths) - 1))] + self.tuned.added_tokens
-        weights = sum(p.numel() * p.element_size() for p in self.backbone.model.parameters())
-        per_part = math.ceil(run.train.batch_size / run.train.accumulation)
-        # about 20 saved values of the hidden width per token and layer (measured: 18 on T5-base, 22 on GPT-2)
-        saved = 20 * self.backbone.layers * self.backbone.shape.width * typical * per_part
-        saved *= 2 if run.backbone.dtype in ("bfloat16", "float16") else 4
-        return {
-            "method": self.method.name,
-            "task": self.task.name,
-            "backbone": f"{run.backbone.model} ({self.backbone.name}, {self.backbone.device.type})",
-            "examples": {
-                "train": len(self.splits.train),
-                "validation": len(self.splits.validation),
-                "test": len(self.splits.test),
-            },
-            "split_hash": self.splits.hash,
-            "longest_text": lengths[-1],
-            "cut_texts": sum(row.encoded.cut > 0 for row in self.rows["train"]),
-            "steps": self.steps,
-            "batch_size": run.train.batch_size,
-            "trainable_parameters": trained,
-            "added_tokens": self.tuned.added_tokens,
-            "memory_bytes_estimate": weights + saved + trained * 16,
-            "prompt_bytes": trained * 4,
-            "out": str(self.folder.path),
-            "writes": [
-                "run.yaml",
-                "environment.json",
-                "metrics.jsonl",
-                "checkpoints/",
-                "prompt/",
-                "result.json",
-                "predictions.jsonl",
-            ],
-        }
+        return training_facts.plan(self)
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def run(self, *, resume: bool, fresh: bool) -> Result:
         """From opening the folder to result.json."""
+        self.stop.polled = True
+        with self.stop.listening():
+            self.listener.begun(self)
+            opening: contextlib.AbstractContextManager[str | None] = contextlib.nullcontext()
+            if self.processes.is_main_process:
+                opening = self.folder.writing(self.settings, resume=resume, fresh=fresh)
+            with opening as note:
+                if note is not None:
+                    self.listener.noted(note)
+                self.processes.wait_for_everyone()
+                done = self._finished() if resume else None
+                if done is None:
+                    self._prepare(resume)
+                    self._train()
+                    done = self._finish()
+        if self.stop.signal is not None:
+            text = f"the run is finished and stands in {self.folder.path}; a stop was asked for at its very end"
+            raise Interrupted(text, self.stop.signal)
+        return done
+
+    def _prepare(self, resume: bool) -> None:
+        """Make the solver; continue where a checkpoint stands."""
         settings = self.settings.train
-        self.listener.begun(self)
-        if self.processes.is_main_process:
-            self.folder.open(self.settings, resume=resume, fresh=fresh)
-        self.processes.wait_for_everyone()
-        warmup = int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * self.steps)
         self.solver = GradientSolver(
             self.tuned.trained(),
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             steps=self.steps,
-            warmup=warmup,
+            warmup=int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * self.steps),
             clip=settings.clip,
         )
-        if resume:
-            self._restore()
-        for note in (*self.splits.notes, *self._long_texts()):
+        if not resume or not self._restore():
+            self.guard = Guard(self.tuned, self.solver, self.progress)
+        for note in (*self.splits.notes, *self.feed.notes()):
             self.listener.noted(note)
         self.listener.planned(self.plan())
-        self.sound = self.sound or self._snapshot()
-        times: list[float] = []
-        with self.stop.listening():
-            try:
-                if self._validation_due():
-                    self._validate()
-                self._loop(times)
-            except Interrupted:
-                self._save()
-                raise Interrupted(
-                    f"stopped at step {self.progress.step} of {self.steps}; the state is saved, continue with --resume"
-                ) from None
-        return self._finish(times)
 
-    def _loop(self, times: list[float]) -> None:
+    def _train(self) -> None:
+        """All steps, with the state on disk at the end whatever that end is."""
+        try:
+            if self._validation_due():
+                self._validate()
+            self._loop()
+        except Interrupted:
+            self._save()
+            raise self._stopped() from None
+        if self._saved != self.progress.step:
+            self._save()
+        if self.progress.skipped == self.progress.step:
+            raise TrainingDiverged(
+                f"not one of {self.progress.step} steps was finite, so nothing was learnt and no prompt is written; "
+                "lower method.prompt_lr, or use backbone.dtype: float32"
+            )
+
+    def _stopped(self) -> Interrupted:
+        text = f"stopped at step {self.progress.step} of {self.steps}; the state is saved, continue with --resume"
+        return Interrupted(text, self.stop.signal or signal.SIGINT)
+
+    def _loop(self) -> None:
         """Steps until the end, or until validation stops getting better."""
-        progress, added = self.progress, self.tuned.added_tokens
+        progress, added = self.progress, self.feed.added
         while progress.step < self.steps and not self._exhausted():
             began = time.perf_counter()
-            before = self._snapshot() if progress.validated == progress.step else None
-            rows = self._batch_rows(progress.step)
-            self.tuned.train(True)
-            with self._precision():
-                taken = self.solver.step(
-                    self.tuned, self._parts(rows), self._weight(rows), reduce=self._reduce, check=self.stop.check
-                )
+            self.guard.before_step()
+            rows = self.feed.at(progress.step)
+            taken = self._step(rows)
             elapsed = time.perf_counter() - began
-            progress.seconds += elapsed
-            progress.step += 1
-            times.append(elapsed)
-            tokens = sum(len(row.encoded.ids) + added for row in rows)
+            progress.took(elapsed)
             row = {
                 "step": progress.step,
                 "loss": taken.loss if math.isfinite(taken.loss) else None,
                 "grad_norm": taken.grad_norm if math.isfinite(taken.grad_norm) else None,
-                "tokens_per_second": round(tokens / elapsed, 1),
+                "tokens_per_second": round(sum(len(row.encoded.ids) + added for row in rows) / elapsed, 1),
                 "seconds": round(progress.seconds, 4),
                 **({"parts": taken.parts} if len(taken.parts) > 1 else {}),
+                **self.guard.after_step(taken),
             }
+            self._row(row)
             if taken.applied:
-                progress.strikes = 0
-                self.sound = before or self.sound
-                self._row(row)
                 self.listener.stepped({**row, "steps": self.steps, "best": progress.best})
-            else:
-                self._strike(row)
+            elif self.guard.must_go_back:
+                self._go_back()
             if self._validation_due():
                 self._validate()
             if progress.step % self.save_every == 0:
                 self._save()
+
+    def _step(self, rows: Sequence[Row]) -> StepResult:
+        """One optimiser step; in smaller parts of the same rows, as often as memory asks for that."""
+        mine = rows[self.processes.process_index :: self.processes.num_processes]
+        while True:
+            parts = self.feed.parts(mine, self.progress.micro_batch)
+            taken = memory.attempt(functools.partial(self._pass, parts, self.feed.weight(rows)))
+            if taken is not None:
+                return taken
+            size = max(map(len, parts))
+            if size == 1:
+                self._save()
+                longest = max(len(row.encoded.ids) for row in mine)
+                raise OutOfMemory(
+                    f"step {self.progress.step + 1} runs out of memory with single examples (up to {longest} tokens "
+                    f"and {self.feed.added} prompt rows); lower data.max_length, shorten the prompt, or use "
+                    "backbone.dtype: bfloat16; the state is saved"
+                )
+            self.progress.micro_batch = math.ceil(size / 2)
+            self._less(micro_batch=self.progress.micro_batch)
+
+    def _pass(self, parts: Sequence[Sequence[Row]], weight: float) -> StepResult:
+        """Forward and backward over the parts, and the update."""
+        self.tuned.train(True)
+        place = (self.progress.step, self.processes.process_index)
+        with chance(self.backbone.device, self.settings.seed, 5, *place), self.backbone.dropping(), self._precision():
+            return self.solver.step(
+                self.tuned, [self.tuned.batch(part) for part in parts], weight,
+                reduce=self._reduce, check=self.stop.check,
+            )  # fmt: skip
+
+    def _less(self, **size: int) -> None:
+        """Say that something now runs in smaller pieces."""
+        ((name, value),) = size.items()
+        self._row({"step": self.progress.step, "event": "out of memory, batch halved", name: value})
+        what = "training" if name == "micro_batch" else "evaluation"
+        same = "; the batch of a step is the same, in more parts" if name == "micro_batch" else ""
+        self.listener.noted(f"out of memory in {what}: from here on {value} examples at a time{same}")
 
     def _validation_due(self) -> bool:
         """At the start, every so often, and at the end; once for each step, also across a stop."""
@@ -304,42 +278,42 @@ class Training:
         patience = self.settings.train.patience
         return patience is not None and self.progress.worse >= patience
 
-    def _strike(self, row: dict[str, Any]) -> None:
-        """A step without a finite gradient changes nothing; its batch is left. Several in a row: go back, slow down."""
-        progress = self.progress
-        progress.strikes += 1
-        self._row({**row, "event": "not finite, step skipped", "strike": progress.strikes})
-        if progress.strikes < STRIKES:
-            return
-        progress.strikes, progress.rollbacks = 0, progress.rollbacks + 1
-        assert self.sound is not None
-        if progress.rollbacks > STRIKES:
-            self.tuned.restore(self.sound[0])
+    def _go_back(self) -> None:
+        """Return to the last sound state; give up if that was done too often."""
+        if not self.guard.go_back():
             self._save()
             raise TrainingDiverged(
-                f"the loss stayed non-finite after {STRIKES} roll-backs at step {progress.step}; "
-                "the last good state is "
-                "saved; lower method.prompt_lr, or use backbone.dtype: float32"
+                f"the loss stayed non-finite after {STRIKES} roll-backs at step {self.progress.step}; "
+                "the last good state is saved; lower method.prompt_lr, or use backbone.dtype: float32"
             )
-        self.tuned.restore(self.sound[0])
-        self.solver.restore(self.sound[1], self.sound[2])
-        self.solver.slow_down(0.5)
-        self.sound = self._snapshot()
-        self._row({"step": progress.step, "event": "rolled back, learning rates halved"})
-        self.listener.noted("the loss was not finite three times in a row: rolled back and halved the learning rates")
+        self._row({"step": self.progress.step, "event": "rolled back, learning rates halved"})
+        self.listener.noted(
+            f"the loss was not finite {STRIKES} times in a row: rolled back and halved the learning rates"
+        )
+
+    def _evaluate(self, split: str, *, interval: bool) -> Evaluation:
+        """Scores on a split; a batch size that memory could not hold is not tried again."""
+        asked = self.progress.eval_batch_size or self.settings.train.eval_batch_size
+        examples = getattr(self.splits, split)
+        found = evaluate(
+            self.tuned, examples, rows=self.rows[split], batch_size=asked, interval=interval, check=self.stop.check
+        )
+        if found.batch_size < asked:
+            self.progress.eval_batch_size = found.batch_size
+            self._less(eval_batch_size=found.batch_size)
+        return found
 
     def _validate(self) -> None:
-        """Score the validation split; keep the best tensors."""
-        progress = self.progress
-        result = evaluate(
-            self.tuned,
-            self.splits.validation,
-            rows=self.rows["validation"],
-            batch_size=self.settings.train.eval_batch_size,
-            interval=False,
-            check=self.stop.check,
-        )
-        primary = self.task.metrics[0]
+        """Score the validation split; keep the best tensors.
+
+        Of equal scores the first stays the best: what came later took more steps to no gain that was measured.
+        """
+        progress, primary = self.progress, self.task.metrics[0]
+        try:
+            result = self._evaluate("validation", interval=False)
+        except OutOfMemory:
+            self._save()
+            raise
         score = result.scores[primary]
         sign = 1 if METRICS[primary].higher_is_better else -1
         if progress.best is None or sign * score > sign * progress.best:
@@ -354,74 +328,47 @@ class Training:
         self._row(row)
         self.listener.validated({**row, "best": progress.best, "best_step": progress.best_step, "primary": primary})
 
-    def _finish(self, times: list[float]) -> Result:
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> Result:
         """Best tensors back, test scores, prompt folder, result.json."""
+        progress = self.progress
         self.tuned.restore(self.best_state)
-        tested: Evaluation = evaluate(
-            self.tuned, self.splits.test, rows=self.rows["test"], batch_size=self.settings.train.eval_batch_size
-        )
-        run, progress = self.settings, self.progress
-        facts = {
-            "method": self.method.name,
-            "task": run.suite or run.task.name,
-            "data": run.data.source,
-            "backbone": run.backbone.model,
-            "seed": run.seed,
-            "metrics": tested.scores,
-            "primary_metric": self.task.metrics[0],
-            "interval_95": tested.interval,
-            "validation": {self.task.metrics[0]: progress.best},
-            "examples": {
-                "train": len(self.splits.train),
-                "validation": len(self.splits.validation),
-                "test": len(self.splits.test),
-            },
-            "split_hash": self.splits.hash,
-            "trainable_parameters": self.tuned.trainable_parameters,
-            "added_tokens": self.tuned.added_tokens,
-            "steps": progress.step,
-            "best_step": progress.best_step,
-            "seconds_per_step_median": statistics.median(times) if times else None,
-            "train_seconds": progress.seconds,
-            "peak_memory_bytes": peak_memory(self.backbone.device),
-            "rollbacks": progress.rollbacks,
-            "versions": versions(),
-            "run_hash": run.hash(),
-        }
+        try:
+            tested = self._evaluate("test", interval=True)
+        except Interrupted:
+            raise self._stopped() from None
+        notes = training_facts.verdict(self.progress)
+        for note in notes:
+            self.listener.noted(note)
+        facts = training_facts.result(self, tested, notes)
         if self.processes.is_main_process:
-            checkpoint.save_prompt(
-                self.tuned, self.folder.prompt, metrics={f"test {k}": v for k, v in tested.scores.items()}
-            )
+            scores = {f"test {name}": score for name, score in tested.scores.items()}
+            data = self.settings.data.model_dump(include={"source", "subset", "revision"})
+            data["examples"] = facts["examples"]
+            checkpoint.save_prompt(self.tuned, self.folder.prompt, metrics=scores, data=data)
             self.folder.predictions(tested.rows())
             self.folder.result(facts)
+        if self.guard.lost:
+            raise TrainingDiverged(
+                f"the last {progress.idle} steps were not finite; the prompt of step {progress.best_step}, the best "
+                "before them, is written all the same; lower method.prompt_lr, or use backbone.dtype: float32"
+            )
         return Result(self.folder.path, tested.scores, facts, self.tuned)
 
-    # ---- batches ----------------------------------------------------------------------------------------------------
+    def _finished(self) -> Result | None:
+        """The result of a run that has one already, just as it was; None if anything is left to do."""
+        facts = self.folder.finished()
+        if facts is None:
+            return None
+        prompt = self.folder.prompt
+        known = checkpoint.read_facts(prompt)["sha256"]
+        self.tuned.restore(files.read_tensors(prompt / checkpoint.TENSORS, known[checkpoint.TENSORS]))
+        self.tuned.train(False)
+        self.listener.noted("this run is finished; its result is left as it is")
+        return Result(self.folder.path, facts["metrics"], facts, self.tuned)
 
-    def _batch_rows(self, step: int) -> list[Row]:
-        """Rows of one step; the order follows from seed and epoch alone, so that a resumed run needs no replay."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch != epoch:
-            rows, settings = self.rows["train"], self.settings.train
-            self._order = batches(
-                [len(row.encoded.ids) for row in rows],
-                settings.batch_size,
-                generator=seeded(self.settings.seed, 3, epoch),
-                bucket=settings.bucket,
-            )
-            self._epoch = epoch
-        return [self.rows["train"][index] for index in self._order[place]]
-
-    def _parts(self, rows: list[Row]) -> list[Batch]:
-        """This process's rows, cut into the parts that accumulation asks for."""
-        mine = rows[self.processes.process_index :: self.processes.num_processes]
-        size = max(1, math.ceil(len(mine) / self.settings.train.accumulation))
-        return [self.tuned.batch(mine[start : start + size]) for start in range(0, len(mine), size)]
-
-    def _weight(self, rows: list[Row]) -> float:
-        if self.task.reading == "text":
-            return float(sum(len(row.target_ids or ()) for row in rows))
-        return float(len(rows))
+    # ---- processes, precision ---------------------------------------------------------------------------------------
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return tensor if self.processes.num_processes == 1 else all_reduce(tensor, "sum")
@@ -436,52 +383,33 @@ class Training:
         if self.processes.is_main_process:
             self.folder.row(row)
 
-    def _snapshot(self) -> Snapshot:
-        return (self.tuned.state(), *self.solver.state())
-
     def _save(self) -> None:
-        """The whole training state as one checkpoint."""
+        """The whole training state as one checkpoint; a lack of memory is met once by giving back what is unused."""
         if not self.processes.is_main_process:
             return
-        trained, optimizer, numbers = self._snapshot()
-        assert self.sound is not None
-        parts = {"trained": trained, "optimizer": optimizer, "best": self.best_state}
-        parts |= {"sound": self.sound[0], "sound-optimizer": self.sound[1]}
-        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        tensors["random/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random/cuda"] = torch.cuda.get_rng_state()
-        facts = {"run_hash": self.settings.hash(), "progress": vars(self.progress), "solver": numbers}
-        facts["sound"] = self.sound[2]
-        self.folder.save_state(self.progress.step, tensors, facts)
+        if memory.attempt(self._write) is None and memory.attempt(self._write) is None:
+            raise OutOfMemory(
+                f"the state of step {self.progress.step} cannot be saved: no memory is left; the checkpoint before it "
+                "stands, continue from it with --resume on a machine with more"
+            )
+        self._saved = self.progress.step
 
-    def _restore(self) -> None:
-        """Continue from the newest checkpoint that is whole, if there is one."""
+    def _write(self) -> Path:
+        now = snapshot(self.tuned, self.solver)
+        tensors, facts = pack(now, self.guard.sound, self.best_state, self.progress)
+        self.folder.save_state(self.progress.step, tensors, {"run_hash": self.settings.hash(), **facts})
+        return self.folder.path
+
+    def _restore(self) -> bool:
+        """Continue from the newest checkpoint that is whole; false if there is none yet."""
         found = self.folder.load_state()
         if found is None:
             self.listener.noted("no checkpoint yet: starting from the beginning")
-            return
-        tensors, facts, skipped = found
-        for text in skipped:
+            return False
+        for text in found[2]:
             self.listener.noted(f"skipped a checkpoint: {text}")
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-        self.tuned.restore(part("trained/"))
-        self.best_state = part("best/")
-        self.solver.restore(part("optimizer/"), facts["solver"])
-        self.sound = (part("sound/"), part("sound-optimizer/"), facts["sound"])
-        self.progress = Progress(**facts["progress"])
-        torch.set_rng_state(tensors["random/cpu"])
-        if torch.cuda.is_available() and "random/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random/cuda"])
+        now, sound, self.best_state, self.progress = unpack(found[0], found[1])
+        put_back(self.tuned, self.solver, now)
+        self.guard = Guard(self.tuned, self.solver, self.progress, sound)
         self._row({"step": self.progress.step, "event": "resumed"})
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the accelerator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return True

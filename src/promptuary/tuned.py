@@ -5,36 +5,40 @@ Knows no files, optimisers or progress bars, and no method, family or task by na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from promptuary import registry
-from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.backbones.inject import attached
-from promptuary.backbones.load import guess_family
+from promptuary.attaching import attach
+from promptuary.backbones.base import Backbone
 from promptuary.data.collate import Row, batches, collate, pad_candidates
-from promptuary.errors import ConfigError, DataError, NotFoldable
-from promptuary.methods.base import Group, Method, MethodConfig
+from promptuary.errors import ConfigError, DataError
+from promptuary.methods.base import Group, Method
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Starting
 from promptuary.tasks.base import Task
-from promptuary.types import Batch, Candidates, Losses, Prediction, Prompt, Shape, View
+from promptuary.types import Batch, Candidates, Losses, Prediction, Prompt, View
 
 
 class Tuned(nn.Module):
-    """A backbone that does a task with a prompt. Without a method it is the frozen model alone (zero-shot)."""
+    """A backbone that does a task with a prompt. Without a method it is the frozen model alone (zero-shot).
 
-    def __init__(self, backbone: Backbone, task: Task, method: Method | None = None, *, max_length: int = 256) -> None:
+    Without a task it is a prompt on a model and nothing more: it can be attached, saved, loaded and exported, while
+    the host's own code says what is learnt and what an answer means.
+    """
+
+    def __init__(
+        self, backbone: Backbone, task: Task | None, method: Method | None = None, *, max_length: int = 256
+    ) -> None:
         """Put the parts together.
 
         Args:
             backbone: frozen and wired.
-            task: settled.
+            task: settled; or None.
             method: its tensors are moved to the backbone's device, in float32.
             max_length: most tokens of a text, special tokens included.
 
@@ -42,18 +46,13 @@ class Tuned(nn.Module):
             ConfigError: the family cannot read what the task reads, or text and prompt exceed its positions.
         """
         super().__init__()
-        task.for_abilities(backbone.abilities, backbone.name)
-        if backbone.answer_at != "mask" and not task.template.asks_at_end:
-            raise ConfigError(
-                f"task.template {task.template.text!r} has text behind {{mask}}, "
-                f"but a {backbone.name} model answers at the end"
-            )
-        if backbone.answer_at == "mask" and task.reading == "words" and "mask" not in task.template.slots:
-            raise ConfigError('a masked model reads its answer at a mask: put "{mask}" into task.template')
-        self.backbone, self.task, self.method = backbone, task, method
+        if task is not None:
+            self._check_task(backbone, task)
+        self.backbone, self.method = backbone, method
+        self._task = task
         self.max_length = max_length
         self.head: nn.Linear | None = None
-        if task.reading == "head":
+        if task is not None and task.reading == "head":
             self.head = nn.Linear(self._hidden_width(), task.outputs).to(backbone.device)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -61,12 +60,43 @@ class Tuned(nn.Module):
             method.to(backbone.device)
         self._folded: Prompt | None = None
         self._words: Candidates | None = None
-        if task.reading == "words" and task.words:
+        if task is not None and task.reading == "words" and task.words:
             glue = task.template.glue
             ids = [backbone.answer_ids(word, glue=glue) for word in task.words]
             self._check_words(ids)
             self._words = pad_candidates(ids).to(backbone.device)
         self.train(False)
+
+    @property
+    def task(self) -> Task:
+        """What an example means.
+
+        Raises:
+            ConfigError: the prompt has no task.
+        """
+        if self._task is None:
+            raise ConfigError(
+                "this prompt has no task (no template, no answers), so it cannot predict or train by itself; "
+                "use attach() and run the model, or give a task"
+            )
+        return self._task
+
+    @property
+    def has_task(self) -> bool:
+        """Whether there is one."""
+        return self._task is not None
+
+    @staticmethod
+    def _check_task(backbone: Backbone, task: Task) -> None:
+        """Refuse a task that the family cannot do."""
+        task.for_abilities(backbone.abilities, backbone.name)
+        if backbone.answer_at != "mask" and not task.template.asks_at_end:
+            raise ConfigError(
+                f"task.template {task.template.text!r} has text behind {{mask}}, but the {backbone.name} family "
+                "answers at the end: end it in {mask}, or use a masked model"
+            )
+        if backbone.answer_at == "mask" and task.reading == "words" and "mask" not in task.template.slots:
+            raise ConfigError('a masked model reads its answer at a mask: put "{mask}" into task.template')
 
     def _check_words(self, ids: Sequence[Sequence[int]]) -> None:
         """Label words that become the same tokens could never be told apart."""
@@ -127,7 +157,8 @@ class Tuned(nn.Module):
     def added_tokens(self) -> int:
         """Positions that the prompt adds to an input."""
         with torch.no_grad():
-            return self.prompt(self._probe()).length
+            prompt = self.prompt(self._probe())
+            return prompt.length + prompt.prefix_length
 
     @property
     def offset_rows(self) -> int | None:
@@ -232,17 +263,63 @@ class Tuned(nn.Module):
             check: called before each batch; may raise to stop.
 
         Raises:
-            DataError: an example lacks a field; the message names its row.
+            DataError: no list; or an example lacks a field or is too long; the message names its place, from 1.
+            ConfigError: batch_size is no whole number of at least 1.
         """
-        fields = self.task.template.fields
-        dicts = [{fields[0]: item} if isinstance(item, str) else item for item in examples]
+        dicts = self._mappings(examples)
         return self.answer(self.rows(dicts, labelled=False), dicts, batch_size=batch_size, check=check)
+
+    def _mappings(self, examples: Any) -> list[Mapping[str, Any]]:
+        """Examples as mappings of fields."""
+        fields = self.task.asked(self.task.config)
+        if isinstance(examples, str | bytes | Mapping | Tensor) or not isinstance(examples, Iterable):
+            kind = type(examples).__name__
+            raise DataError(f"expected a list of texts or of mappings of fields, got {kind}; put it into a list")
+        found: list[Mapping[str, Any]] = []
+        for number, item in enumerate(examples, start=1):
+            if isinstance(item, Mapping):
+                found.append(item)
+            elif not isinstance(item, str):
+                kind = type(item).__name__
+                raise DataError(f"example {number}: expected a text or a mapping of fields, got {kind}")
+            elif len(fields) != 1:
+                names = ", ".join(fields)
+                raise DataError(f"example {number}: expected a mapping of the fields {names}, got a text")
+            else:
+                found.append({fields[0]: item})
+        return found
+
+    def check_lengths(self, rows: Sequence[Row]) -> None:
+        """Refuse texts that exceed the model's positions together with the prompt and the answer.
+
+        Raises:
+            DataError: names the first such row, from 1.
+        """
+        limit = self.backbone.max_positions
+        if limit is None or not rows:
+            return
+        added = self.added_tokens
+        for number, row in enumerate(rows, start=1):
+            text, answer = len(row.encoded.ids), self.answer_positions(row)
+            if text + answer + added > limit:
+                raise DataError(
+                    f"example {number}: its {text} tokens, the prompt ({added}) and the answer ({answer}) exceed the "
+                    f"model's {limit} positions; shorten it to {max(0, limit - answer - added)} tokens"
+                )
 
     @torch.no_grad()
     def answer(
         self, rows: Sequence[Row], examples: Sequence[Any], *, batch_size: int = 32, check: Any = None
     ) -> list[Prediction]:
-        """Answers for encoded rows, in their order."""
+        """Answers for encoded rows, in their order.
+
+        Raises:
+            DataError: a text is too long for the model.
+            ConfigError: batch_size is no whole number of at least 1.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}")
+        self.check_lengths(rows)
         was_training = self.training
         self.train(False)
         found: list[Prediction | None] = [None] * len(rows)
@@ -262,35 +339,9 @@ class Tuned(nn.Module):
         self.train(was_training)
         return [prediction for prediction in found if prediction is not None]
 
-    @contextmanager
-    def attach(self, model: Any) -> Iterator[Any]:
-        """Put the folded prompt on your own transformers model; inside the block it runs and generates with it.
-
-        Args:
-            model: the same base as the prompt was trained on; not one that this object already holds.
-
-        Raises:
-            FingerprintError: another base.
-            NotFoldable: the prompt depends on the input.
-            SiteError: the model already carries a prompt.
-        """
-        if self.method is None or self.method.needs:
-            raise NotFoldable("only a prompt that does not depend on the input can be attached")
-        if model is self.backbone.model:
-            raise ConfigError("this model already belongs to the prompt; call predict, or release the backbone first")
-        host = self.backbone.config.model_copy(update={"model": model.name_or_path or type(model).__name__})
-        other = type(self.backbone)(model, self.backbone.tokenizer, host)
-        try:
-            other.check_identity(self.backbone.identity, self.backbone.config.model)
-            prompt = self.method.fold()
-            with attached(
-                other.wiring,
-                lambda batch, side: other.place(batch, prompt, side),
-                decoder_writes=other.answer_at == "target",
-            ):
-                yield model
-        finally:
-            other.release()
+    def attach(self, model: Any = None, *, train: bool = False) -> AbstractContextManager[Any]:
+        """Put the prompt on a transformers model; inside the block it runs, writes and trains with it. See `attach`."""
+        return attach({"": self}, model, train=train)
 
     def _hidden_width(self) -> int:
         with torch.no_grad():
@@ -299,42 +350,3 @@ class Tuned(nn.Module):
     def _probe(self) -> Batch:
         first = self.backbone.vocabulary.common(1).to(self.backbone.device)
         return Batch(first[None], torch.ones_like(first)[None], torch.zeros_like(first))
-
-
-def open_backbone(config: BackboneConfig) -> Backbone:
-    """Load a backbone; family "auto" is read from the model's config.
-
-    Raises:
-        ConfigError: no such model or family.
-    """
-    family = config.family if config.family != "auto" else guess_family(config.model, config.revision)
-    config = config.model_copy(update={"family": family})
-    loaded: Backbone = registry.load("backbones", family).load(config)
-    return loaded
-
-
-def build_method(config: MethodConfig, shape: Shape) -> Method:
-    """A method from its settings; `match_length` is resolved first."""
-    found = registry.load("methods", config.name)
-    if config.match_length is not None:
-        config = found.match_budget(config, config.match_length, shape)
-    made: Method = found(config, shape)
-    return made
-
-
-def match_budget(method: str, length: int, width: int, /, **settings: Any) -> MethodConfig:
-    """Settings of a method with at most as many trained parameters as prompt tuning of `length` rows.
-
-    Args:
-        method: its name.
-        length: rows of the prompt that is compared with.
-        width: width of the backbone's token embeddings.
-        settings: the method's own settings.
-
-    Raises:
-        ConfigError: no such method or setting, or even its smallest form is larger.
-    """
-    found = registry.load("methods", method)
-    config: MethodConfig = found.Config.read({"name": method, **settings}, where="method")
-    resized: MethodConfig = found.match_budget(config, length, Shape(width))
-    return resized

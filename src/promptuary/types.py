@@ -4,7 +4,7 @@ Knows no model, method, data set, file or device; imports torch and the shape an
 
 Shape letters: b rows of a batch, g one or b, t text tokens, p prompt rows, m rows of an offset table, r rank,
 d width of the token embeddings, h width of the hidden states, c candidates, k tokens of a candidate,
-a tokens of an answer, n positions that are read.
+a tokens of an answer, n positions that are read, l layers, k heads of keys and values, e width of such a head.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Prompt:
 
     `rows` [1, p, d] shared by the batch, or [b, p, d] one prompt per row: vectors at prompt positions.
     `offset`: added to the embeddings of the text, never to an answer.
+    `kv` [1, l, 2, k, p, e] or [b, ...]: keys and values of positions before everything else, per layer; keys as
+    attention reads them, after any rotation.
     `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one;
     or named slots of the template with the number of rows that each takes, in order.
     """
@@ -67,16 +69,22 @@ class Prompt:
     rows: Float[Tensor, "g p d"] | None = None
     offset: Offset | None = None
     placement: Placement = "front"
+    kv: Float[Tensor, "g l 2 k q e"] | None = None
 
     @property
     def length(self) -> int:
-        """How many positions the prompt adds."""
+        """How many rows stand among the text."""
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property
+    def prefix_length(self) -> int:
+        """How many positions of keys and values stand before everything."""
+        return 0 if self.kv is None else int(self.kv.shape[4])
+
+    @property
     def sites(self) -> frozenset[str]:
-        """The places of a backbone that this prompt uses: "input" for rows, "offset" for the table."""
-        parts = {"input": self.rows, "offset": self.offset}
+        """The places that it uses: "input" for rows, "offset" for the table, "kv" for keys and values."""
+        parts = {"input": self.rows, "offset": self.offset, "kv": self.kv}
         return frozenset(name for name, part in parts.items() if part is not None)
 
     def as_rows(self) -> Float[Tensor, "p d"]:
@@ -91,6 +99,8 @@ class Prompt:
                 "this prompt also adds a position-wise table to the text embeddings, which no prefix can reproduce; "
                 "export it in a form that carries the table, or train with the low-rank part switched off"
             )
+        if self.kv is not None:
+            raise NotFoldable("this prompt is keys and values of every layer, which no rows at the input can reproduce")
         if self.rows is None:
             raise NotFoldable("this prompt has no rows")
         if self.rows.shape[0] != 1:
@@ -205,9 +215,15 @@ class View:
 
 @dataclass(frozen=True)
 class Shape:
-    """All that a method may know of a backbone when it is built: `width` of the token embeddings."""
+    """All that a method may know of a backbone when it is built.
+
+    `width` of the token embeddings; for keys and values the `layers` that have them, their `heads` and `head` width.
+    """
 
     width: int
+    layers: int = 1
+    heads: int = 1
+    head: int = 8
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,18 @@ WRONG: list[tuple[str, Make, str]] = [
     ("picture_without_format", lambda p, t: ["inspect", p.trained, "--picture", t / "picture"], ".png"),
     ("top_zero", lambda p, t: ["inspect", p.trained, "--top", "0"], "--top"),
     ("schema_into_nothing", lambda p, t: ["schema", "--out", "/dev/null/schema.json"], "cannot be written"),
+    ("no_such_format", lambda p, t: ["export", p.trained, "--to", "vlm", "--out", t / "x"], 'did you mean "vllm"?'),
+    ("not_servable", lambda p, t: ["export", p.trained, "--to", "vllm", "--out", t / "x"], "decoder-only"),
+    ("export_onto_a_run", lambda p, t: ["export", p.trained, "--to", "vllm", "--out", p.trained], "not empty"),
+    (
+        "texts_and_data_in_export",
+        lambda p, t: ["export", p.trained, "--to", "vllm", "--out", t / "x", "a cat", "--data", "x.jsonl"],
+        "not both",
+    ),
+    ("push_offline", lambda p, t: ["push", p.trained, "ann/films"], "HF_HUB_OFFLINE is set"),
+    ("push_without_user", lambda p, t: ["push", p.trained, "films"], 'written as "user/name"'),
+    ("pull_offline", lambda p, t: ["pull", "ann/films", "--out", t / "x"], "HF_HUB_OFFLINE is set"),
+    ("predict_with_an_unknown_hub_name", lambda p, t: ["predict", "ann/films", "a cat"], "no folder ann/films here"),
     ("demo_without_words", lambda p, t: ["demo", "--model", t, "--out", t / "out"], "cannot load"),
     ("unknown_verb", lambda p, t: ["trian"], "'train'"),
     ("unknown_option", lambda p, t: ["train", p.run, "--sed", "1"], "--seed"),
@@ -177,5 +189,5 @@ def test_interrupt_outside_training(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     monkeypatch.setattr(promptuary.cli.doctor, "_memory", stopped)
     assert main(["doctor", "--json"]) == 130
     out, err = capfd.readouterr()
-    assert err == "interrupted; nothing was written\n"
-    assert json.loads(out) == {"error": "interrupted; nothing was written"}
+    assert err == "interrupted\n"
+    assert json.loads(out) == {"error": "interrupted"}

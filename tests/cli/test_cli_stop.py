@@ -43,7 +43,7 @@ def test_ctrl_c_saves_and_resume_ends_like_the_unbroken_run(
     assert not (out / "result.json").exists()
 
     # the run folder alone is enough to continue; a stop by SIGTERM on the way has its own exit code
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     killer = threading.Thread(target=_terminate_later, args=(out,))
     killer.start()
     ended = here("train", out, "--resume")

@@ -16,12 +16,18 @@ import transformers
 from tokenizers import AddedToken
 
 import tiny
+import toy
 from cli.cli_user import Place, Said, as_user, environment, examples, write_rows
 from promptuary.cli import console, doctor
 from promptuary.demo import settings
+from promptuary.exports.vllm import PromptEmbedder
 from promptuary.listening import Listener
+from promptuary.training import train
 
-VERBS = ("demo", "train", "evaluate", "predict", "inspect", "methods", "schema", "doctor")
+VERBS = (
+    "demo", "train", "evaluate", "predict", "inspect", "import", "export", "push", "pull",
+    "methods", "schema", "doctor",
+)  # fmt: skip
 Run = Callable[..., Said]
 
 
@@ -114,6 +120,25 @@ def test_inspect_names_the_tokens_that_the_rows_came_from(place: Place, tmp_path
     assert [len(row) for row in found["insight"]["fusion attention"]["largest"]] == [2, 2, 2]
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
     assert "nearest tokens" in said.err
+
+
+def test_export_writes_a_folder_that_a_client_opens(tmp_path: Path, here: Run) -> None:
+    base = tiny.save(tmp_path / "base", "llama")
+    run = toy.run(tmp_path, f"backbone.model={base}", "backbone.device=cpu", task="generate")
+    train(run)
+    file = write_rows(tmp_path / "x.jsonl", [{"text": "a red cat"}, {"text": "blue"}])
+    out = tmp_path / "out"
+    said = here("export", tmp_path / "run", "--to", "vllm", "--out", out, "--data", file, "--json")
+    assert (said.code, said.json["examples"]) == (0, 2)
+    assert said.json["files"].keys() == {path.name for path in out.iterdir()}
+    assert "requests.safetensors" in said.err
+    client = PromptEmbedder(out)
+    assert client.embeds("blue").shape == (3 + 4, 32)
+    before = (out / "client.json").read_bytes()
+    assert "--overwrite" in here("export", tmp_path / "run", "--to", "vllm", "--out", out).err
+    again = here("export", tmp_path / "run", "--to", "vllm", "--out", out, "--overwrite", "a red cat", "blue", "--json")
+    assert again.code == 0, again.err
+    assert (out / "client.json").read_bytes() == before
 
 
 def test_methods_lists_every_method_with_its_paper(here: Run) -> None:

@@ -48,6 +48,7 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
     # the tiny vocabulary knows other words than the real one
     labels = sorted({row["label"] for row in load(run.data, ("text", "label"), torch.Generator()).train})
     words = dict(zip(labels, tiny.WORDS, strict=False))
+    family = "encoder" if run.backbone.family == "auto" else run.backbone.family
     small = {"train_size": 16, "validation_size": 8}
     run = load_run(
         {
@@ -56,7 +57,7 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
             "task": {**run.task.model_dump(), "labels": words},
         }
     )
-    result = train(run.model_copy(update={"method": shrunk(run.method)}), backbone=tiny.backbone("encoder"))
+    result = train(run.model_copy(update={"method": shrunk(run.method)}), backbone=tiny.backbone(family))
     assert result.facts["steps"] == 2
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 

@@ -11,11 +11,35 @@ from pathlib import Path
 import pytest
 
 from promptuary import registry
-from promptuary.testing import PROPERTIES, case_of, tiny
+from promptuary.testing import PROPERTIES, case_of, check_property, tiny
+from promptuary.testing.facts import families_of
 
-CELLS = list(itertools.product(registry.names("methods"), tiny.FAMILIES, PROPERTIES))
+CARDS = Path(__file__).parent.parent.parent / "docs" / "methods"
+CELLS = [
+    (method, family, name)
+    for method in registry.names("methods")
+    for family, name in itertools.product(families_of(registry.load("methods", method)), PROPERTIES)
+    if PROPERTIES[name].applies(family, card=True)
+]
 
 
 @pytest.mark.parametrize(("method", "family", "property_name"), CELLS, ids=lambda value: value)
 def test_contract(method: str, family: str, property_name: str, tmp_path: Path) -> None:
-    PROPERTIES[property_name](case_of(registry.load("methods", method), family, tmp_path))
+    case = case_of(registry.load("methods", method), family, tmp_path, card=CARDS / f"{method}.md")
+    check_property(case, property_name)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "property_name",
+    [
+        "folded_equals_live",
+        "padding_on_either_side_changes_nothing",
+        "rows_with_different_prompts_equal_separate_runs",
+        "detaching_restores_the_base",
+    ],
+)
+def test_a_prompt_that_depends_on_the_text_keeps_the_contract(family: str, property_name: str, tmp_path: Path) -> None:
+    method = registry.load("methods", "ept")
+    settings = {**method.tiny, "gate_input": "text"}
+    check_property(case_of(method, family, tmp_path, settings), property_name)

@@ -18,13 +18,15 @@ import yaml
 import tiny
 import toy
 from promptuary import checkpoint, files, registry
+from promptuary.building import build_method
 from promptuary.checkpoint import find_prompt, load_prompt, load_rows, save_prompt
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, FileFormatError, FingerprintError, NotFoldable
 from promptuary.methods.dept import DePT
 from promptuary.methods.prompt_tuning import PromptTuning
 from promptuary.testing import case_of
-from promptuary.tuned import Tuned, build_method
+from promptuary.testing.facts import families_of
+from promptuary.tuned import Tuned
 
 EXAMPLES = toy.rows(6, seed=2)
 
@@ -50,9 +52,10 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Facts replaced; None takes one out."""
+    """Facts replaced, with a checksum that fits; None takes one out."""
     facts = {**json.loads((folder / "prompt.json").read_text()), **changes}
-    (folder / "prompt.json").write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
+    kept = {name: value for name, value in facts.items() if value is not None and name != "checksum"}
+    (folder / "prompt.json").write_text(json.dumps(files.sealed(kept)))
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------------
@@ -73,15 +76,17 @@ def test_a_saved_prompt_answers_the_same_without_data(task: str, tmp_path: Path)
 
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_the_folded_copy_is_the_folded_prompt(method: str, tmp_path: Path) -> None:
-    made = tuned(tmp_path, method=method)
+    made = tuned(tmp_path, families_of(registry.load("methods", method))[0], method=method)
     with torch.no_grad():
         for group in made.trained():
             group.parameter.add_(0.1)
     assert made.method is not None
     save_prompt(made, tmp_path / "p")
     folded, parts = made.method.fold(), safetensors.torch.load_file(tmp_path / "p" / "folded.safetensors")
-    assert folded.rows is not None
-    assert torch.equal(parts["rows"], folded.rows[0])
+    for name, part in (("rows", folded.rows), ("kv", folded.kv)):
+        assert (name in parts) is (part is not None)
+        assert part is None or torch.equal(parts[name], part[0])
+    assert folded.rows is not None or folded.kv is not None
     assert ("offset.left" in parts) is (folded.offset is not None)
     if folded.offset is not None:
         assert torch.equal(parts["offset.left"] @ parts["offset.right"], folded.offset.table())
@@ -119,7 +124,13 @@ def test_the_card_is_there(tmp_path: Path) -> None:
     save_prompt(tuned(tmp_path), tmp_path / "p", metrics={"test accuracy": 0.75})
     text = (tmp_path / "p" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front == {"library_name": "promptuary", "base_model": "tiny-bert-0", "tags": ["prompt", "prompt_tuning"]}
+    assert front == {
+        "library_name": "promptuary",
+        "base_model": "tiny-bert-0",
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-classification",
+        "tags": ["prompt", "prompt_tuning"],
+    }
     for part in (
         "arXiv 2104.08691",
         "128 trained numbers",
@@ -219,7 +230,7 @@ def test_damaged_tensors_are_refused_by_name(how: Any, saved: Path) -> None:
 FACTS: dict[str, tuple[dict[str, Any], str]] = {
     "another format": ({"format": "peft"}, "not a prompt of this project (format 'peft')"),
     "no format": ({"format": None}, "not a prompt of this project"),
-    "a newer version": ({"version": 2}, "format version 2, this release reads 1; upgrade promptuary"),
+    "a newer version": ({"version": 3}, "format version 3, this release reads 1 and 2; upgrade promptuary"),
     "no version": ({"version": None}, "format version None"),
     "no method": ({"method": None}, "incomplete: method"),
     "no width": ({"width": "32"}, "incomplete: width"),
@@ -261,7 +272,7 @@ def test_a_method_that_is_not_installed_is_named(saved: Path) -> None:
 
 def test_a_prompt_file_cannot_name_a_module_to_import(saved: Path) -> None:
     edit(saved, method="antigravity:Method")
-    assert "antigravity:Method" in refusal(lambda: load_prompt(saved, tiny.backbone("masked")))
+    assert "'antigravity:Method'" in refusal(lambda: load_prompt(saved, tiny.backbone("masked")))
 
 
 def test_a_saved_base_never_runs_remote_code_by_itself(tmp_path: Path, saved: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 import tiny
 import toy
 from promptuary import registry
+from promptuary.building import build_method
 from promptuary.config import load_run
 from promptuary.errors import DataError, Interrupted
 from promptuary.evaluation import evaluate
 from promptuary.methods.prompt_tuning import PromptTuning
 from promptuary.testing import case_of
-from promptuary.tuned import Tuned, build_method
+from promptuary.tuned import Tuned
 
 EXAMPLES = toy.rows(13, seed=3)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from promptuary import files
-from promptuary.errors import FileFormatError
+from promptuary.errors import FileFormatError, StorageError
 
 OLD = {"a.bin": b"old a", "b.bin": b"old b"}
 NEW = {"a.bin": b"new a", "c.bin": b"new c"}
@@ -53,10 +53,10 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) 
 def test_a_file_keeps_its_old_content_if_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files.write_file(tmp_path / "a.txt", b"old")
     monkeypatch.setattr(os, "fsync", Breaking(1))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         files.write_file(tmp_path / "a.txt", b"new")
     monkeypatch.setattr(os, "fsync", Breaking(1))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         files.write_file(tmp_path / "b.txt", b"new")
     assert content(tmp_path) == {"a.txt": b"old"}
 
@@ -85,7 +85,7 @@ def test_a_folder_is_old_or_new_wherever_writing_fails(
 ) -> None:
     files.write_folder(tmp_path / "folder", OLD)
     monkeypatch.setattr(os, "fsync", Breaking(at))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         files.write_folder(tmp_path / "folder", NEW)
     # the last sync comes after the new folder got its name
     assert content(tmp_path / "folder") == (OLD if at < 4 else NEW)
@@ -95,6 +95,7 @@ def test_a_folder_is_old_or_new_wherever_writing_fails(
 def test_a_folder_keeps_its_old_content_if_renaming_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files.write_folder(tmp_path / "folder", OLD)
     rename = Path.rename
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
 
     def refuse(self: Path, target: Path) -> Path:
         if self.name.startswith(".tmp-"):
@@ -102,7 +103,7 @@ def test_a_folder_keeps_its_old_content_if_renaming_fails(tmp_path: Path, monkey
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(StorageError, match="Input/output"):
         files.write_folder(tmp_path / "folder", NEW)
     assert content(tmp_path / "folder") == OLD
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -172,7 +173,7 @@ def test_json_that_is_no_object_is_refused_by_name(written: bytes, reason: str, 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     assert "a.json is missing" in refusal(lambda: files.read_json(tmp_path / "a.json"))
-    assert "a.safetensors cannot be read" in refusal(lambda: files.read_tensors(tmp_path / "a.safetensors", None))
+    assert "a.safetensors is missing" in refusal(lambda: files.read_tensors(tmp_path / "a.safetensors", None))
 
 
 def tensors(path: Path, **values: torch.Tensor) -> str:

@@ -15,7 +15,7 @@ import torch
 
 import toy
 from promptuary.config import load_run
-from promptuary.errors import ConfigError, FileFormatError
+from promptuary.errors import ConfigError, FileFormatError, StorageError
 from promptuary.runs import KEEP, RunFolder, environment, versions
 
 MINE = ("run.yaml", "run.json", "environment.json")
@@ -97,7 +97,8 @@ def test_an_empty_folder_is_fine_and_a_file_is_not(tmp_path: Path) -> None:
     opened(tmp_path)
     (tmp_path / "file").write_text("x")
     assert "is a file" in refusal(lambda: opened(tmp_path, f"out={tmp_path / 'file'}"))
-    assert "cannot be written" in refusal(lambda: opened(tmp_path, f"out={tmp_path / 'file' / 'below'}"))
+    below = f"out={tmp_path / 'file' / 'below'}"
+    assert "cannot be written" in refusal(lambda: opened(tmp_path, below), StorageError)
 
 
 def test_a_crash_while_opening_does_not_lock_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

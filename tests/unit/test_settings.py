@@ -59,9 +59,9 @@ def test_settings_are_frozen() -> None:
         ({"name": "a", "inner": {"dept": 2}}, 'unknown field part.inner.dept; did you mean "depth"?'),
         ({"name": "a", "inner": {"zzzzzz": 2}}, "unknown field part.inner.zzzzzz (known: depth, colour)"),
         ({}, "part.name is required"),
-        ({"name": 1}, "part.name: input should be a valid string, got 1"),
-        ({"name": "a", "inner": {"depth": 0}}, "part.inner.depth: input should be greater than or equal to 1, got 0"),
-        ({"name": "a", "sizes": [1, "x"]}, "part.sizes.1: input should be a valid integer"),
+        ({"name": 1}, "part.name: expected text, got 1 (put it in quotes)"),
+        ({"name": "a", "inner": {"depth": 0}}, "part.inner.depth: expected at least 1, got 0"),
+        ({"name": "a", "sizes": [1, "x"]}, "part.sizes.1: expected a whole number, got 'x'"),
         ({"name": "a", "low": 2}, "part: low is above high; swap them"),
     ],
 )

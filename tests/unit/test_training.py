@@ -178,15 +178,15 @@ def test_training_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bucket", [True, False])
 def test_every_example_is_seen_once_per_epoch(bucket: bool, tmp_path: Path) -> None:
     training = Training(toy.run(tmp_path, bucket=bucket, batch_size=4), Listener(), tiny.backbone("causal"))
-    assert training.steps_per_epoch == 3
+    assert training.feed.steps_per_epoch == 3
     orders = []
     for epoch in range(3):
-        seen = [row.index for step in range(3) for row in training._batch_rows(3 * epoch + step)]
+        seen = [row.index for step in range(3) for row in training.feed.at(3 * epoch + step)]
         assert sorted(seen) == list(range(11))
         orders.append(seen)
     assert orders[0] != orders[1] != orders[2]
     # any step can be asked for by itself, which is what resuming does
-    assert [row.index for row in training._batch_rows(4)] == orders[1][4:8]
+    assert [row.index for row in training.feed.at(4)] == orders[1][4:8]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -296,7 +296,7 @@ def test_the_plan_says_what_will_be_done(tmp_path: Path) -> None:
     weights = sum(parameter.numel() * 4 for parameter in tiny.model("bert").parameters())
     assert watching.plan["memory_bytes_estimate"] > weights
     written = {name.rstrip("/") for name in watching.plan["writes"]}
-    assert written | {"run.json"} == {path.name for path in (tmp_path / "run").iterdir()}
+    assert written | {"run.json", ".lock"} == {path.name for path in (tmp_path / "run").iterdir()}
     assert json.dumps(watching.plan)
 
 
@@ -339,7 +339,7 @@ def test_a_wrong_label_anywhere_is_found_before_training(split: str, tmp_path: P
     wrong = [*toy.rows(2), {**toy.rows(1)[0], "label": "positve"}]
     toy.jsonl(folder / f"{split}.jsonl", wrong)
     text = refusal(lambda: train(toy.run(tmp_path), backbone=tiny.backbone("causal")), DataError)
-    assert text.startswith(f'{split}: example 3: unknown label "positve"; did you mean "positive"?')
+    assert text.startswith(f'{split}.jsonl line 3: unknown label "positve"; did you mean "positive"?')
     assert not (tmp_path / "run").exists()
 
 

@@ -89,7 +89,7 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 # ---- stops ----------------------------------------------------------------------------------------------------------
 
-# 5 rows to validate in batches of 2: looks 1 to 3 and again after every second step; 2 looks in each step
+# 5 rows to validate in batches of 2: looks 1 to 3 and again after every second step; 2 looks in each step; 4 test rows
 BROKEN = {
     "steps": 4,
     "evaluate_every": 2,
@@ -108,6 +108,7 @@ MOMENTS = {
     "in a validation": (10, 2),
     "in the last step": (14, 3),
     "in the last validation": (17, 4),
+    "in the test": (19, 4),
 }
 
 
@@ -118,7 +119,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str
     looks = StopAt(-1)
     watching = Watching(looks)
     result = go(toy.run(where, "method.prompt_lr=0.5", **BROKEN), watching)
-    assert looks.looks == 3 * 3 + 4 * 2
+    assert looks.looks == 3 * 3 + 4 * 2 + 2
     assert len({tuple(state["method.rows"].flatten().tolist()) for state in watching.states.values()}) == 3
     return result, watching.states[4]
 
@@ -134,9 +135,8 @@ def test_a_run_that_was_stopped_anywhere_ends_as_the_unbroken_one(
     assert caught.value.exit_code == 130
     assert newest(Path(run.out))[1]["progress"]["step"] == step
     assert not (tmp_path / "run" / "result.json").exists()
-    watching = Watching()
-    resumed = go(run, watching, resume=True)
-    assert same(watching.states[4], last)
+    resumed = go(run, resume=True)
+    assert same({"method.rows": newest(resumed.dir)[0]["trained/method.rows"]}, last)
     assert bytes_of(resumed.dir) == bytes_of(whole.dir)
     assert losses(resumed.dir) == losses(whole.dir)
     assert resumed.metrics == whole.metrics
@@ -151,7 +151,7 @@ def test_a_run_may_be_stopped_again_and_again(tmp_path: Path, unbroken: tuple[Re
             break
         except Interrupted:
             stops += 1
-    assert stops == 6
+    assert stops == 7
     assert bytes_of(resumed.dir) == bytes_of(unbroken[0].dir)
     assert same({"method.rows": newest(resumed.dir)[0]["trained/method.rows"]}, unbroken[1])
 
@@ -204,8 +204,8 @@ def test_resuming_a_finished_run_gives_the_same_result(tmp_path: Path) -> None:
     prompt = bytes_of(first.dir)
     again = go(run, resume=True)
     assert bytes_of(again.dir) == prompt
-    timed = {"peak_memory_bytes", "train_seconds", "seconds_per_step_median"}
-    assert all(again.facts[name] == value for name, value in first.facts.items() if name not in timed)
+    assert again.facts == json.loads((first.dir / "result.json").read_text())
+    assert again.facts["seconds_per_step_median"] > 0
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
 def test_resuming_nothing_starts_from_the_beginning(tmp_path: Path) -> None:
     watching = Watching()
     assert go(toy.run(tmp_path), watching, resume=True).facts["steps"] == 3
-    assert watching.notes == ["no checkpoint yet: starting from the beginning"]
+    assert watching.notes[0] == "no checkpoint yet: starting from the beginning"
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
@@ -244,8 +244,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(tmp_path: Path) -> N
     cut(tmp_path / "run" / "checkpoints" / "step-3")
     watching = Watching()
     resumed = go(run, watching, resume=True)
-    assert len(watching.notes) == 1
-    assert watching.notes[0].startswith("skipped a checkpoint: ")
+    assert [note.startswith("skipped a checkpoint: ") for note in watching.notes].count(True) == 1
     assert "step-3" in watching.notes[0]
     events = [row for row in toy.metric_rows(resumed.dir) if row.get("event") == "resumed"]
     assert [event["step"] for event in events] == [2]
@@ -326,7 +325,9 @@ def test_three_in_a_row_go_back_and_halve_the_rates(faulty: type[Faulty], tmp_pa
     watching = Watching()
     result = go(faulty_run(tmp_path, steps=10), watching)
     assert events(result.dir) == [(5, SKIPPED), (6, SKIPPED), (7, SKIPPED), (7, ROLLED)]
-    (state, rates) = watching.noted_states[-1]
+    ((state, rates),) = [
+        seen for note, seen in zip(watching.notes, watching.noted_states, strict=True) if "3 times in a row" in note
+    ]
     # the tensors of step 4 were validated but no step on them was finite; those of step 2 were good
     assert same(state, watching.states[2])
     assert not same(state, watching.states[4])
@@ -334,7 +335,7 @@ def test_three_in_a_row_go_back_and_halve_the_rates(faulty: type[Faulty], tmp_pa
     assert watching.training.solver.rates() == {"method.rows": pytest.approx(0.005)}
     assert result.facts["rollbacks"] == 1
     assert result.facts["steps"] == 10
-    assert "three times in a row" in watching.notes[-1]
+    assert watching.notes[-1] == "3 of 10 steps were not finite and were skipped"
 
 
 def test_slower_steps_get_past_what_fast_ones_fall_off(faulty: type[Faulty], tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 import tiny
 import toy
 from promptuary import match_budget, registry
+from promptuary.building import build_method
 from promptuary.config import load_run
-from promptuary.errors import ConfigError, DataError, FingerprintError, NotFoldable
-from promptuary.tuned import Tuned, build_method
+from promptuary.errors import ConfigError, DataError, FingerprintError, NotFoldable, SiteError
+from promptuary.tuned import Tuned
 from promptuary.types import Prompt
 
 EXAMPLES = toy.rows(6, seed=2)
@@ -206,12 +207,12 @@ def test_attaching_to_the_users_own_model_predicts_the_same_and_leaves_it_as_it_
     assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), plain)
 
 
-def test_attaching_to_another_base_or_to_its_own_is_refused(tmp_path: Path) -> None:
+def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
     made = tuned(tmp_path, "causal")
     other = tiny.model("llama", seed=5)
     with pytest.raises(FingerprintError), made.attach(other):
         pass
-    with pytest.raises(ConfigError, match="already belongs"), made.attach(made.backbone.model):
+    with made.attach(made.backbone.model), pytest.raises(SiteError, match="already carries a prompt"), made.attach():
         pass
     with pytest.raises(NotFoldable), Tuned(made.backbone, made.task).attach(tiny.model("llama")):
         pass
@@ -220,8 +221,9 @@ def test_attaching_to_another_base_or_to_its_own_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_equal_budgets_never_exceed_the_prompt_that_is_compared_with(method: str) -> None:
     settings = dict(registry.load("methods", method).tiny)
-    config = match_budget(method, 100, 32, **settings)
-    made = build_method(config, tiny.backbone("encoder").shape)
+    shape = tiny.backbone("causal").shape
+    config = match_budget(method, 100, shape, **settings)
+    made = build_method(config, shape)
     assert sum(parameter.numel() for parameter in made.parameters()) <= 100 * 32
     direct = build_method(
         type(config).read({"name": method, **settings, "match_length": 100}, where="method"), made.shape

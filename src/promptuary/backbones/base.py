@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from promptuary.backbones import load
-from promptuary.backbones.inject import Placed, Read, Wiring, place
+from promptuary.backbones.feed import reading
+from promptuary.backbones.hosts import hold, let_go
+from promptuary.backbones.inject import Read
+from promptuary.backbones.place import Placed, Side, place
 from promptuary.backbones.text import AnswerAt, TextCoder
+from promptuary.backbones.vocabulary import TableVocabulary
 from promptuary.errors import ConfigError, FingerprintError, SiteError, require
 from promptuary.settings import Settings
 from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape
@@ -33,7 +36,7 @@ class BackboneConfig(Settings):
     """Which frozen model, and how it is held."""
 
     model: str = Field(
-        description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights"
+        min_length=1, description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights"
     )
     family: str = Field("auto", description="causal, seq2seq, masked or encoder; auto reads the model's config")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -52,41 +55,6 @@ class BackboneConfig(Settings):
     )
     dropout: bool = Field(False, description="run the frozen model's dropout in training; off is faster (our choice)")
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only ever set by hand")
-
-
-@dataclass(frozen=True)
-class TableVocabulary:
-    """A read-only look at an embedding table, as `prompts.init` wants it."""
-
-    table: Any
-    tokenizer: Any
-
-    def common(self, limit: int) -> Int[Tensor, " n"]:
-        """The first `limit` ordinary tokens in the order of their ids, which is by frequency in most vocabularies."""
-        special = set(self.tokenizer.all_special_ids)
-        size = min(len(self.tokenizer), self.table.weight.shape[0])
-        names = self.tokenizer.convert_ids_to_tokens(list(range(min(size, 4 * limit + 2000))))
-        ordinary = [
-            number
-            for number, name in enumerate(names)
-            if number not in special
-            and name is not None
-            and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
-        ]
-        return torch.tensor(ordinary[:limit])
-
-    def ids(self, text: str) -> Int[Tensor, " n"]:
-        """Ids of a text, without special tokens."""
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
-
-    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Embeddings as the model sees them, float32 on the CPU."""
-        with torch.no_grad():
-            return self.table(ids.to(self.table.weight.device)).float().cpu()
-
-    def rms(self) -> float:
-        """Root mean square over the entries of common tokens."""
-        return float(self.embed(self.common(5000)).pow(2).mean().sqrt())
 
 
 class Backbone(abc.ABC):
@@ -136,19 +104,35 @@ class Backbone(abc.ABC):
         # everything that can be refused is refused before the model is touched
         self.check_model()
         self.table = model.get_input_embeddings()
-        self.vocabulary = TableVocabulary(self.table, tokenizer)
-        self._identity: dict[str, str] | None = None
-        self._identify = lambda: load.fingerprint(model, self.table.weight)
-        self._identity = self._identify()
-        self._was_trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._was_training = {module: module.training for module in model.modules()}
-        self.wiring = Wiring(model)
-        model.requires_grad_(False)
-        model.train(config.dropout)
-        self.shape = Shape(width=int(self.vocabulary.embed(torch.tensor([0])).shape[1]))
+        self.vocabulary = TableVocabulary(self.table, tokenizer, self.keys_values)
+        # a head for sequences, tokens or spans is the host's own and may be trained: it does not make another base
+        headed = model.get_output_embeddings() is None and model.base_model is not model
+        self._identity = load.fingerprint(model.base_model if headed else model, self.table.weight)
+        self.wiring, self.released = hold(model, self.pad), False
+        if self.wiring.held == 1:
+            model.requires_grad_(False)
+            model.train(False)
+        width = int(self.vocabulary.embed(torch.tensor([0])).shape[1])
+        self.shape = Shape(width, *self.key_value_shape())
 
     def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
         """Refuse a model that lacks what the family needs."""
+
+    def key_value_shape(self) -> tuple[int, int, int]:
+        """Layers, heads and width of a head of the keys and values that a prompt may bring."""
+        facts = self.model.config.to_dict()
+        heads = facts.get("num_attention_heads") or facts.get("n_head") or 1
+        width = facts.get("hidden_size") or facts.get("n_embd") or heads
+        layers = facts.get("num_hidden_layers") or facts.get("n_layer") or 1
+        return layers, facts.get("num_key_value_heads") or heads, facts.get("head_dim") or width // heads
+
+    def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
+        """Keys and values of a sequence of tokens in the frozen model, float32 on the CPU.
+
+        Raises:
+            SiteError: this family has no place for them.
+        """
+        raise SiteError(f"the {self.name} family has no place for keys and values of a prompt")
 
     @classmethod
     def load(cls, config: BackboneConfig) -> Backbone:
@@ -174,19 +158,17 @@ class Backbone(abc.ABC):
                 bnb_4bit_compute_dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
             )
             options["device_map"] = {"": pick_device(config.device)}
-        model = load.from_pretrained(cls.loader, source, f"{cls.name} model", **options)
+        model = load.whole_model(cls.loader, source, f"{cls.name} model", **options)
         if config.quantization is None:
             model = model.to(pick_device(config.device))
         load.keep_gradients(model)
         return cls(model, tokenizer, config)
 
     def release(self) -> Any:
-        """Take every wrapper off and give the model back as it came."""
-        self.wiring.remove()
-        for parameter, trained in self._was_trained.items():
-            parameter.requires_grad_(trained)
-        for module, training in self._was_training.items():
-            module.training = training
+        """Give the model back as it came, unless other prompts still use it."""
+        if not self.released:
+            self.released = True
+            let_go(self.wiring)
         return self.model
 
     # ---- what it is -------------------------------------------------------------------------------------------------
@@ -217,7 +199,6 @@ class Backbone(abc.ABC):
     @cached_property
     def identity(self) -> dict[str, str]:
         """What tells this base from another: architecture, sampled weights, tokenizer."""
-        assert self._identity is not None
         config = self.model.config
         return {
             "architecture": f"{config.model_type} {self.name} {self.shape.width} {self.wiring.vocabulary}",
@@ -231,7 +212,7 @@ class Backbone(abc.ABC):
         Raises:
             FingerprintError: says what differs and names both models.
         """
-        differing = [key for key, value in self.identity.items() if expected.get(key, value) != value]
+        differing = load.differing(self.identity, expected)
         if differing:
             raise FingerprintError(
                 f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
@@ -251,8 +232,8 @@ class Backbone(abc.ABC):
 
     # ---- places -----------------------------------------------------------------------------------------------------
 
-    def place(self, batch: Batch, prompts: Prompts, side: Literal["left", "right"] = "right") -> Placed:
-        """Put prompts into a batch.
+    def place(self, batch: Batch, prompts: Prompts, side: Side = "right", **options: Any) -> Placed:
+        """Put prompts into a batch; `options` as `place` has them.
 
         Raises:
             SiteError: a prompt uses a site that this family does not have.
@@ -265,16 +246,35 @@ class Backbone(abc.ABC):
                     f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have"
                 )
         first = torch.tensor(self.prefix[:1], dtype=torch.long, device=batch.input_ids.device)
-        return place(batch, several, vocabulary=self.wiring.vocabulary, pad=self.pad, first_ids=first, side=side)
+        pad = self.model.config.to_dict().get("pad_token_id")
+        return place(
+            batch,
+            several,
+            vocabulary=self.wiring.vocabulary,
+            pad=self.pad if pad is None else int(pad),
+            first_ids=first,
+            side=side,
+            **options,
+        )
 
     @contextmanager
     def running(self, placed: Placed, read: Read | None = None) -> Iterator[dict[str, Tensor]]:
         """The arguments of the model's forward pass while the placed prompts are active."""
-        inputs = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
-        if placed.segment_ids is not None:
-            inputs["token_type_ids"] = placed.segment_ids
-        with self.wiring.active(placed.bank, read):
+        inputs = reading(self.model, placed)
+        with self.wiring.active(placed.bank, read, placed.attention_mask):
             yield inputs
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """The model's dropout at work inside, if the settings ask for it; it is off everywhere else."""
+        if not self.config.dropout:
+            yield
+            return
+        self.model.train(True)
+        try:
+            yield
+        finally:
+            self.model.train(False)
 
     def embeddings(self, batch: Batch) -> Float[Tensor, "b t d"]:
         """Frozen embeddings of the text, for methods that need them."""
@@ -349,9 +349,15 @@ def pick_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f'backbone.device: "{name}" is not available here ({str(error).splitlines()[0]})') from None
+        reason = str(error).partition("\n")[0].partition(" device type at start")[0]
+        raise ConfigError(
+            f'backbone.device: "{name}" is not available here ({reason}); use cpu, or auto for the best there is'
+        ) from None
+    if device.type == "meta":
+        raise ConfigError('backbone.device: "meta" holds no numbers; use cpu, or auto for the best there is')
+    return device
 
 
 def read_words(logits: Float[Tensor, "b w"], words: Tensor, ids: Tensor) -> Float[Tensor, "b c"]:

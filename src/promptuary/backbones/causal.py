@@ -10,11 +10,16 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
-from promptuary.backbones.inject import Read, insert_after
+from promptuary.backbones.cache import check_window, keys_values, repeat_kv, window_of
+from promptuary.backbones.feed import writing
+from promptuary.backbones.inject import Read
+from promptuary.backbones.place import insert_after
+from promptuary.errors import SiteError
 from promptuary.types import ANSWER, IGNORED, Batch, Candidates, Prompt
 
 
@@ -26,6 +31,24 @@ class Causal(Backbone):
     answer_at = "end"
     abilities = frozenset({"words", "pool", "generate"})
     pooling = "answer"
+    sites = frozenset({"input", "offset", "kv"})
+
+    def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
+        """From one run over the tokens."""
+        check_window(self.model, len(ids))
+        with torch.no_grad(), self.wiring.active():
+            cache = self.model.base_model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
+        return keys_values(cache, self.shape.layers).float().cpu()
+
+    def check_model(self) -> None:
+        """Every token may see only those before it.
+
+        Raises:
+            SiteError: a masked model, which transformers loads as a causal one that sees all tokens.
+        """
+        config = self.model.config
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder"):
+            raise SiteError(f"{type(self.model).__name__} reads in both directions; use backbone.family: masked")
 
     def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
         """States of the model below its head."""
@@ -71,20 +94,28 @@ class Causal(Backbone):
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate` on left-padded virtual ids."""
-        placed = self.place(batch, prompts, side="left")
+        placed = self.place(batch, prompts, side="left", tight=True)
+        if placed.prefix is not None and len(batch) > 1 and window_of(self.model) is not None:
+            # padding between a prefix and its text would push it out of the window
+            several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+            which = [0] * len(batch) if batch.prompt_index is None else batch.prompt_index.tolist()
+            written = []
+            for number, row in zip(which, torch.arange(len(batch), device=batch.index.device)[:, None], strict=True):
+                alone, own = replace(batch.rows(row), prompt_index=None), repeat_kv(several[number], row)
+                written += self.generate(alone, own, max_new_tokens=max_new_tokens, **options)
+            return written
         options = {"do_sample": False, "pad_token_id": self.pad, **options}
-        with torch.no_grad(), self.running(placed) as inputs:
+        with torch.no_grad(), self.wiring.active(placed.bank, None, placed.text_mask):
+            inputs = writing(self.model, placed, options)
             written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-        return trim(written[:, placed.input_ids.shape[1] :], self.model.generation_config.eos_token_id, self.pad)
+        return trim(written[:, inputs["input_ids"].shape[1] :], self.model.generation_config.eos_token_id, self.pad)
 
 
 def _repeat(prompts: Prompts, rows: Tensor, size: int) -> Prompts:
     """Prompts with one set of rows per example, repeated with their examples."""
 
     def repeat(prompt: Prompt) -> Prompt:
-        if prompt.rows is None or len(prompt.rows) == 1 or size == 1:
-            return prompt
-        return replace(prompt, rows=prompt.rows[rows])
+        return prompt if size == 1 else repeat_kv(prompt, rows)
 
     return repeat(prompts) if isinstance(prompts, Prompt) else [repeat(prompt) for prompt in prompts]
 

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from promptuary.errors import ConfigError, require
 
 PACKAGE = "pip:"
+
+HASHED = ("embedding", "vectors", "matrices")
+"""Parts of an identity that are hashes of sampled weights."""
 
 
 @dataclass(frozen=True)
@@ -70,44 +76,106 @@ def from_pretrained(loader: Any, source: Source, what: str, **options: Any) -> A
         options["gguf_file"] = source.gguf
     try:
         return loader.from_pretrained(source.path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if reason.startswith("Unrecognized configuration class"):
+            raise ConfigError(
+                f'backbone.family: "{source.name}" is no {what}; leave the family at auto, or choose another model'
+            ) from None
         raise ConfigError(
             f'backbone.model: cannot load the {what} of "{source.name}": {reason} '
             "(a hub name, a folder, a .gguf file or pip:PACKAGE/path is expected)"
         ) from None
 
 
+def whole_model(loader: Any, source: Source, what: str, **options: Any) -> Any:
+    """`from_pretrained` for a model, none of whose weights may be made up.
+
+    Raises:
+        ConfigError: as `from_pretrained`; or the files lack weights, as those of an encoder lack a language-model head,
+            which transformers would fill with random numbers. A pooler, which nothing here reads, may be lacking.
+    """
+    model, info = from_pretrained(loader, source, what, output_loading_info=True, **options)
+    made_up = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if made_up:
+        more = f" and {len(made_up) - 1} more" if len(made_up) > 1 else ""
+        raise ConfigError(
+            f'backbone.family: "{source.name}" is no whole {what}: its files lack {made_up[0]}{more}; '
+            "leave the family at auto, or choose another model"
+        )
+    return model
+
+
 def fingerprint(model: nn.Module, table: torch.Tensor) -> dict[str, str]:
     """Hashes that tell one base model from another; reads a few KiB of each tensor.
 
     Samples the first and last 1,024 entries of every floating tensor, rounded to bfloat16, so that the same
-    weights stored in float32 or bfloat16, whole or in shards, give the same hashes. Two-dimensional tensors of
-    a quantised copy are stored otherwise: then `matrices` is absent and is not compared.
+    weights stored in float32 or bfloat16, whole or in shards, give the same hashes. Training changes every entry of
+    a tensor, so it shows in a sample; a few numbers edited by hand in the middle of a large tensor do not. Weights
+    of float32 that were cut to float16 may round to another bfloat16: where that is so, a float32 model has a
+    second hash, behind a space, over what it would be in float16. Output tables and biases that repeat another
+    one are left out, since most models store them once. Two-dimensional tensors of a quantised copy are stored
+    otherwise: then `matrices` is absent and is not compared.
 
     Args:
         model: the model, before anything in it was wrapped.
         table: its input embedding table.
     """
-    parts = {"embedding": hashlib.sha256(), "vectors": hashlib.sha256(), "matrices": hashlib.sha256()}
-    parts["embedding"].update(_sample(table))
-    quantised = False
-    for name, value in sorted(model.named_parameters()):
-        kind = "matrices" if value.dim() > 1 else "vectors"
-        if not value.dtype.is_floating_point:
-            quantised = True
-            continue
-        parts[kind].update(f"{name}{tuple(value.shape)}".encode())
-        parts[kind].update(_sample(value))
+    named = _distinct(model, table)
+    quantised = not all(value.dtype.is_floating_point for _, value in named)
+    found = _hashes(named, table)
+    if table.dtype == torch.float32:
+        halved = _hashes(named, table, through=torch.float16)
+        found = {part: one if one == halved[part] else f"{one} {halved[part]}" for part, one in found.items()}
     if quantised:
-        del parts["matrices"]
+        del found["matrices"]
+    return found
+
+
+def differing(mine: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Parts of two identities that are not the same; parts that one of them lacks are not compared."""
+    return [
+        part
+        for part, value in mine.items()
+        if part in other
+        and value != other[part]
+        and (part not in HASHED or not {*value.split()} & {*other[part].split()})
+    ]
+
+
+def _hashes(
+    named: Iterable[tuple[str, torch.Tensor]], table: torch.Tensor, through: torch.dtype | None = None
+) -> dict[str, str]:
+    parts = {name: hashlib.sha256() for name in HASHED}
+    parts["embedding"].update(_sample(table, through))
+    for name, value in named:
+        if value.dtype.is_floating_point:
+            kind = "matrices" if value.dim() > 1 else "vectors"
+            parts[kind].update(f"{name}{tuple(value.shape)}".encode())
+            parts[kind].update(_sample(value, through))
     return {name: part.hexdigest()[:16] for name, part in parts.items()}
 
 
-def _sample(value: torch.Tensor) -> bytes:
+def _distinct(model: nn.Module, table: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Parameters by name, without copies of vocabulary-sized ones."""
+    kept: list[tuple[str, torch.Tensor]] = []
+    known = [(table.shape, _sample(table))]
+    for name, value in sorted(model.named_parameters()):
+        if value is not table and value.shape[:1] == table.shape[:1] and value.dtype.is_floating_point:
+            own = (value.shape, _sample(value))
+            if own in known:
+                continue
+            known.append(own)
+        kept.append((name, value))
+    return kept
+
+
+def _sample(value: torch.Tensor, through: torch.dtype | None = None) -> bytes:
     flat = value.detach().reshape(-1)
-    ends = torch.cat([flat[:1024], flat[-1024:]]).to("cpu", torch.bfloat16)
-    return ends.view(torch.int16).numpy().tobytes()
+    ends = torch.cat([flat[:1024], flat[-1024:]])
+    if through is not None:
+        ends = ends.to(through)
+    return ends.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
 
 
 def keep_gradients(model: nn.Module) -> None:
@@ -178,3 +246,26 @@ def guess_family(name: str, revision: str | None = None) -> str:
         f'backbone.family: cannot tell what "{name}" is from its config (architectures: {classes}); '
         "set it to causal, seq2seq, masked or encoder"
     )
+
+
+def family_of(model: Any) -> str:
+    """The family of a model in memory, heads for sequences, tokens and answers included.
+
+    Raises:
+        ConfigError: it is not a text model that we know.
+    """
+    from transformers.models.auto import modeling_auto
+
+    kind, name = model.config.model_type, type(model).__name__
+    if name.endswith(("ForMaskedLM", "ForPreTraining")):
+        return "masked"
+    if model.config.is_encoder_decoder:
+        return "seq2seq"
+    writes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal"
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "encoder"
+    if writes:
+        return "causal"
+    raise ConfigError(f"cannot tell the family of {name}; pass family= causal, seq2seq, masked or encoder")

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
-from promptuary.backbones.inject import Read, insert_after
+from promptuary.backbones.inject import Read
+from promptuary.backbones.place import insert_after
 from promptuary.errors import DataError, SiteError
 from promptuary.types import ANSWER, Batch, Candidates
 

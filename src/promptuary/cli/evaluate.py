@@ -6,6 +6,7 @@ Knows no method, model or data set.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,10 +38,15 @@ def evaluate(
     from promptuary.data.load import load
     from promptuary.training import seeded
 
+    if predictions is not None:
+        console.check_file("--predictions", predictions)
     folder = checkpoint.find_prompt(prompt)
     config, seed = _data(folder.parent / "run.yaml", data, overrides or [])
     tuned = checkpoint.load_prompt(folder, model=model, device=device)
-    splits = load(config, type(tuned.task).required(tuned.task.config), seeded(seed, 1))
+    task, settled = type(tuned.task), tuned.task.settled()
+    # of other data than the run's own, the training rows are not what the prompt was trained on
+    check = replace(task.check(settled), tell=data is None)
+    splits = load(config, task.required(settled), seeded(seed, 1), check)
     examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}[split]
     for note in splits.notes:
         console.say(f"note: {note}")
@@ -48,10 +54,8 @@ def evaluate(
     primary = tuned.task.metrics[0]
     if predictions is not None:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
-        try:
+        with console.writing("--predictions", predictions):
             files.write_file(predictions, lines.encode())
-        except OSError as error:
-            raise ConfigError(f"--predictions {predictions} cannot be written: {error.strerror}") from None
     rows = [*console.score_rows(found.scores, primary, found.interval), ("examples", f"{len(examples):,} {split}")]
     console.table(("", ""), rows, title=f"{folder} on {config.source}")
     if as_json:
@@ -64,6 +68,7 @@ def evaluate(
                 "scores": found.scores,
                 "primary_metric": primary,
                 "interval_95": found.interval,
+                "skipped_rows": splits.skipped,
                 "predictions": None if predictions is None else str(predictions),
             }
         )
@@ -84,11 +89,13 @@ def _data(run_file: Path, source: str | None, overrides: list[str]) -> tuple[Dat
         run = config.load_run(run_file)
         values, seed = run.data.model_dump(), run.seed
         seed = seed if run.data.split_seed is None else run.data.split_seed
-    for override in overrides:
-        change = config.parse_override(override)
-        if list(change) != ["data"]:
-            raise ConfigError(f'--set takes "data.x=value" here, got "{override}"; the rest was settled in training')
-        values = config.merge({"data": values}, change)["data"]
+    changes = [config.parse_override(override) for override in overrides]
+    for (part, *_), text in zip((path for path, _ in changes), overrides, strict=True):
+        if part != "data":
+            raise ConfigError(f'--set takes "data.x=value" here, got "{text}"; the rest was settled in training')
+    values = config.override({"data": values}, changes)["data"]
+    if not isinstance(values, dict):
+        raise ConfigError(f"data should be a mapping of settings, got {values!r}")
     if "source" not in values:
         raise ConfigError("which examples? Give --data SOURCE: a file, a folder, a hub data set or demo")
     return DataConfig.read(values, where="data"), seed

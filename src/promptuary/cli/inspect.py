@@ -26,6 +26,7 @@ def inspect(
 
     if picture is not None:
         look.check_picture(picture)
+        console.check_file("--picture", picture)
     tuned = checkpoint.load_prompt(prompt, model=model, device=device)
     found = look.describe(tuned, top)
     if picture is not None:

@@ -6,8 +6,11 @@ Knows nothing of what a verb does. The only place that catches `Exception`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -16,10 +19,35 @@ from typing import Annotated
 import typer
 
 import promptuary
-from promptuary.cli import console, demo, doctor, evaluate, inspect, methods, predict, schema, train
+from promptuary.cli import (
+    console,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    hub,
+    import_,
+    inspect,
+    methods,
+    predict,
+    schema,
+    train,
+)
 from promptuary.errors import PromptuaryError
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+"""Exit codes of a stop by a signal, as a shell gives them."""
+
+PATHS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""What the system says of a path that cannot be used: another one mends it."""
+
+FIXES = dict.fromkeys(PATHS, "choose another path, or change its permissions") | {
+    errno.ENOSPC: "make room; a run goes on with --resume",
+    errno.EDQUOT: "make room; a run goes on with --resume",
+}
 
 app = typer.Typer(
     name="promptuary",
@@ -33,6 +61,10 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(inspect.inspect)
+app.command()(export.export)
+app.command()(hub.push)
+app.command()(hub.pull)
+app.command("import")(import_.import_)
 app.command()(methods.methods)
 app.command()(schema.schema)
 app.command()(doctor.doctor)
@@ -61,7 +93,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: instead of `sys.argv[1:]`.
 
     Returns:
-        The exit code: 0 done, 1 our fault, 2 the user's input is wrong, 130 or 143 stopped by a signal.
+        The exit code: 0 done, 1 our fault or the machine's (a closed pipe), 2 the user's input is wrong or cannot be
+        used (also a path, a full disk), 130, 143 or 129 stopped by a signal.
     """
     given = list(sys.argv[1:] if args is None else args)
     end = given.index("--") if "--" in given else len(given)
@@ -72,27 +105,50 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with _termination():
             code = typer.main.get_command(app).main(given or ["--help"], prog_name="promptuary", standalone_mode=False)
+            # what is still on its way out fails here, where it can be told, and not when Python ends
+            sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code
+    except BrokenPipeError:
+        # whoever read the output has gone and needs no explanation
+        _give_up_output()
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _explain(error, as_json)
-    if code in (INTERRUPTED, TERMINATED):
-        console.fail("interrupted; nothing was written", as_json=as_json, prefix="")
+        code = _explain(error, as_json)
+        _give_up_output()
+        return code
+    if code in STOPPED:
+        console.fail("interrupted", as_json=as_json, prefix="")
     return code if isinstance(code, int) else 0
+
+
+def _give_up_output() -> None:
+    """Drop what standard output cannot take; Python would try once more, and complain, when it closes it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _explain(error: Exception, as_json: bool) -> int:
     """One line for an error, and its exit code."""
     if isinstance(error, PromptuaryError):
-        stopped = error.exit_code in (INTERRUPTED, TERMINATED)
+        stopped = error.exit_code in STOPPED
         console.fail(str(error), as_json=as_json, prefix="" if stopped else "error: ")
         return error.exit_code
     if isinstance(error, typer.TyperException):
         message = error.format_message().replace("Value error, ", "").rstrip(".")
         console.fail(f"{message[:1].lower()}{message[1:]} (--help tells more)", as_json=as_json)
         return 2
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f": {error.filename}"
+        fix = FIXES.get(error.errno, "--debug shows the traceback")
+        console.fail(f"{(error.strerror or type(error).__name__).lower()}{where} ({fix})", as_json=as_json)
+        return 2 if error.errno in PATHS else 1
     reason = f"{type(error).__name__}: {error}".rstrip(": ")
     console.fail(f"{reason} (a fault of promptuary; --debug shows the traceback)", as_json=as_json)
     return 1
@@ -100,21 +156,25 @@ def _explain(error: Exception, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """Let SIGTERM end the program through its clean-ups, with its own exit code."""
+    """Let SIGTERM and SIGHUP end the program through its clean-ups, with their own exit codes."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:
-        # not the main thread: signals belong to somebody else
+    if threading.current_thread() is not threading.main_thread():
+        # signals belong to somebody else
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # what is ignored, as SIGHUP is under nohup, stays ignored
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@ Knows no method, model or data set.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from functools import partial
+from typing import Any
 
 from promptuary.cli import console
 from promptuary.errors import ConfigError
@@ -18,14 +15,8 @@ from promptuary.errors import ConfigError
 
 def predict(
     prompt: console.Prompt,
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT ...]", help="Texts; - reads them from standard input, one a line."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Examples without labels: .jsonl, .json, .csv, .tsv or .parquet."),
-    ] = None,
+    texts: console.Texts = None,
+    data: console.Data = None,
     model: console.Model = None,
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
@@ -38,21 +29,16 @@ def predict(
     from promptuary import checkpoint
     from promptuary.data.load import read_examples
 
-    examples: list[Any]
-    if data is not None:
-        examples = list(read_examples(data))
-    elif texts == ["-"]:
-        examples = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    else:
-        examples = list(texts or [])
-    if not examples:
-        raise ConfigError("standard input holds no text; expected one on each line")
-    if any(isinstance(example, str) and not example.strip() for example in examples):
-        raise ConfigError("a text is empty; give at least one word")
+    examples = console.examples(texts, data)
     tuned = checkpoint.load_prompt(prompt, model=model, device=device)
-    fields = tuned.task.template.fields
-    if isinstance(examples[0], str) and len(fields) != 1:
-        raise ConfigError(f"this prompt reads the fields {', '.join(fields)}, not a single text; give --data FILE")
+    task, settings = tuned.task, tuned.task.config
+    fields = task.template.fields
+    if data is not None:
+        # again, now that the task can tell what each row needs: its errors name lines, not examples
+        examples = list(read_examples(data, required=task.asked(settings), question=partial(task.question, settings)))
+    elif len(task.asked(settings)) != 1:
+        names = ", ".join(task.asked(settings))
+        raise ConfigError(f"this prompt reads the fields {names}, not a single text; give --data FILE")
     predictions = tuned.predict(examples, batch_size=batch_size)
     if as_json:
         console.emit({"predictions": [{"answer": one.answer, "scores": dict(one.scores)} for one in predictions]})

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from promptuary.cli import console
-from promptuary.errors import ConfigError
 
 
 def schema(
@@ -26,10 +25,9 @@ def schema(
     if out is None:
         console.emit(content) if as_json else print(json.dumps(content, indent=2))
         return
-    try:
+    console.check_file("--out", out)
+    with console.writing("--out", out):
         files.write_json(out, content)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from None
     console.say(f"written to {out}")
     if as_json:
         console.emit({"out": str(out)})

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from promptuary.cli import console
-from promptuary.errors import ConfigError, Interrupted
+from promptuary.errors import ConfigError
 
 
 def train(
@@ -40,17 +40,11 @@ def train(
 
     import promptuary
     from promptuary import training
+    from promptuary.listening import Stop
 
     settings = promptuary.load_run(run if run is not None else {}, overrides or (), **changes)
     with console.Progress() as progress:
-        try:
-            result = training.train(settings, resume=resume, fresh=fresh, listener=progress)
-        except Interrupted as error:
-            raise progress.interrupted(str(error)) from None
-        except KeyboardInterrupt:
-            if progress.training is None:
-                raise
-            raise progress.interrupted(f"interrupted; continue {settings.out} with --resume") from None
+        result = training.train(settings, resume=resume, fresh=fresh, listener=progress, stop=Stop(hard=True))
     facts = result.facts
     rows = [
         (f"test {name}", text)

@@ -5,12 +5,9 @@ Knows no task, template or tokenizer; which fields must be there is told by the 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,18 +15,19 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from promptuary.data.augment import AugmentConfig
+from promptuary.data.check import SHOWN, RowCheck, places
+from promptuary.data.read import READERS, Example, Table, content, listing, read_table
 from promptuary.data.splits import SPLITS, Protocol, complete, follow_protocol, naming, sample, split_hash
 from promptuary.errors import ConfigError, DataError
 from promptuary.registry import suggest
 from promptuary.settings import Settings
 
-Example = dict[str, Any]
 OnBadRow = Literal["error", "skip"]
 
 USUAL = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 """Split -> the names under which it is looked for."""
 
-_SHOWN = 5
 _HIDDEN = {"-1": " (-1 hides an answer; data.protocol can do without such a test split)"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -37,7 +35,9 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 class DataConfig(Settings):
     """Which examples a run sees."""
 
-    source: str = Field(description='"demo" (packaged; yours is ./demo), a folder, a training file, or a hub data set')
+    source: str = Field(
+        min_length=1, description='"demo" (packaged; yours is ./demo), a folder, a training file, or a hub data set'
+    )
     subset: str | None = Field(None, description="configuration name of a hub data set, such as sst2 of nyu-mll/glue")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
     train: str | None = Field(None, description="training split on the hub, or file in the folder; None: train")
@@ -60,11 +60,15 @@ class DataConfig(Settings):
     max_length: int = Field(
         256, ge=1, description="most tokens of a text (DePT: 256); fields are cut, never the prompt, label or mask"
     )
+    augment: AugmentConfig = Field(AugmentConfig(), description="how training texts are varied; off by default")
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
         if self.shots is not None and (self.train_size is not None or self.validation_size is not None):
             raise ValueError("shots already sets the sizes; leave out train_size and validation_size, or shots")
+        names = self.label_names
+        if names is not None and not 1 < len(set(names)) == len(names):
+            raise ValueError(f"label_names should be at least two different names, got {listing(names)}")
         return self
 
 
@@ -72,7 +76,8 @@ class DataConfig(Settings):
 class Splits:
     """The examples of a run.
 
-    `hash`: 16 hex digits over which rows these are and what they hold; `notes`: what was done to get them.
+    `hash`: 16 hex digits over which rows these are and what they hold; `notes`: what was done to get them, and what
+    looks odd; `skipped`: the numbers of the bad rows that were left out, by file.
     """
 
     train: list[Example]
@@ -80,170 +85,58 @@ class Splits:
     test: list[Example]
     hash: str
     notes: tuple[str, ...]
+    skipped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Table:
-    """What a file holds: `rows` and what is wrong with `bad` ones, by number, counted from 1 in `unit`s."""
-
-    name: str
-    unit: Literal["line", "row"]
-    rows: dict[int, Example]
-    bad: dict[int, str]
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    if not content.strip():
-        raise DataError(f"{path.name} is empty; expected examples")
-    text, at = "", content.find(b"\0")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.start
-    if at >= 0:
-        line = content.count(b"\n", 0, at) + 1
-        raise DataError(f"{path.name} line {line} holds byte {content[at]:#04x}, not UTF-8 text; save it as UTF-8")
-    return text
-
-
-def _table(path: Path, unit: Literal["line", "row"], values: Iterable[tuple[int, Example | str]]) -> Table:
-    """Numbered rows; a text in the place of a row says why it could not be read."""
-    numbered = list(values)
-    rows = {number: value for number, value in numbered if isinstance(value, dict)}
-    return Table(path.name, unit, rows, {number: value for number, value in numbered if isinstance(value, str)})
-
-
-def _object(value: Any) -> Example | str:
-    return value if isinstance(value, dict) else f"not an object but a {type(value).__name__}"
-
-
-def _json_line(line: str) -> Example | str:
-    try:
-        return _object(json.loads(line))
-    except ValueError:
-        return "not JSON"
-
-
-def _read_jsonl(path: Path) -> Table:
-    # split at "\n" alone: str.splitlines also cuts at U+2028, which JSON allows inside a text
-    lines = enumerate(_text(path).split("\n"), start=1)
-    return _table(path, "line", ((number, _json_line(line)) for number, line in lines if line.strip()))
-
-
-def _read_json(path: Path) -> Table:
-    try:
-        values = json.loads(_text(path))
-    except ValueError as error:
-        raise DataError(f"{path.name} is not JSON: {error}; a file of one object per line is called .jsonl") from None
-    if not isinstance(values, list):
-        raise DataError(f"{path.name}: expected a list of objects, got a {type(values).__name__}")
-    return _table(path, "row", enumerate(map(_object, values), start=1))
-
-
-def _records(path: Path, delimiter: str) -> Iterator[tuple[int, Example | str]]:
-    """Each record with the line in which it begins; the first one is the header."""
-    text, begin = _text(path), 1
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for cells in reader:
-            if not header:
-                header = cells
-                for name in cells:
-                    if cells.count(name) > 1:
-                        raise DataError(f'{path.name}: two columns are called "{name}"; rename one')
-            elif len(cells) == len(header):
-                yield begin, dict(zip(header, cells, strict=True))
-            elif cells:
-                yield begin, f"{len(cells)} values for {len(header)} columns"
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        fix = "double every quote inside a quoted text, or save as .jsonl"
-        raise DataError(f"{path.name}: a quote is out of place in the row of line {begin} ({error}); {fix}") from None
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow.parquet
-
-    try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path.name} cannot be read as parquet: {error}".partition("\n")[0]) from None
-    return _table(path, "row", enumerate(values, start=1))
-
-
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": lambda path: _table(path, "line", _records(path, ",")),
-    ".tsv": lambda path: _table(path, "line", _records(path, "\t")),
-    ".parquet": _read_parquet,
-}
-"""File ending -> reader."""
-
-
-def _content(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-
-
-def _listing(names: Sequence[str]) -> str:
-    return (", ".join(names[:10]) + (", ..." if len(names) > 10 else "")) or "nothing"
-
-
-def read_table(path: Path) -> Table:
-    """Read one file.
-
-    Raises:
-        DataError: missing, unreadable, empty, damaged or of an unknown ending; broken rows stand in `bad` instead.
-    """
-    if not path.parent.is_dir():
-        raise DataError(f"there is no file {path} (nor the folder {path.parent}); check data.source")
-    if not path.is_file():
-        there = _content(path.parent)
-        raise DataError(f"there is no file {path}{suggest(path.name, there)} ({path.parent} holds {_listing(there)})")
-    if path.suffix.lower() not in READERS:
-        raise DataError(f'{path.name}: unknown file ending "{path.suffix}"; expected one of {", ".join(READERS)}')
-    try:
-        table = READERS[path.suffix.lower()](path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    if not table.rows and not table.bad:
-        raise DataError(f"{path.name} holds no examples; expected at least one (below the header of a table)")
-    return table
-
-
-def read_examples(path: Path, on_bad_row: OnBadRow = "error") -> list[Example]:
+def read_examples(
+    path: Path,
+    on_bad_row: OnBadRow = "error",
+    required: Sequence[str] = (),
+    question: Callable[[Example], object] | None = None,
+) -> list[Example]:
     """The rows of one file.
+
+    Args:
+        path: the file.
+        on_bad_row: "error", or "skip" what is broken.
+        required: columns that must be there.
+        question: raises DataError for a row that cannot be answered.
 
     Raises:
         DataError: as `read_table`; or rows are broken and `on_bad_row` is "error"; or no row is left.
     """
-    table, _ = _settle(read_table(path), on_bad_row)
-    return list(table.rows.values())
+    table = read_table(path)
+    columns = _columns(table)
+    for name in required:
+        if columns and name not in columns:
+            raise _no_column(table, name, "")
+    rows, bad = {}, dict(table.bad)
+    for number, row in table.rows.items():
+        try:
+            if question is not None:
+                question(row)
+            rows[number] = row
+        except DataError as error:
+            bad[number] = str(error)
+    settled, _ = _settle(replace(table, rows=rows, bad=bad), on_bad_row, "mend them")
+    return list(settled.rows.values())
 
 
-def _places(unit: str, numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-    return f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_SHOWN]))}{more}"
-
-
-def _settle(table: Table, on_bad_row: OnBadRow) -> tuple[Table, list[str]]:
+def _settle(table: Table, on_bad_row: OnBadRow, fix: str) -> tuple[Table, list[str]]:
     """The table without bad rows, and a note on them; an error where they are not to be skipped, or all are bad."""
     if not table.bad:
         return table, []
     numbers = sorted(table.bad)
     if on_bad_row == "error" or not table.rows:
         by_reason: dict[str, list[int]] = {}
-        for number in numbers[:_SHOWN]:
+        for number in numbers[:SHOWN]:
             by_reason.setdefault(table.bad[number], []).append(number)
-        reasons = "; ".join(f"{_places(table.unit, where)}: {reason}" for reason, where in by_reason.items())
-        more = f" (and {len(numbers) - _SHOWN} more bad rows)" if len(numbers) > _SHOWN else ""
-        fix = "mend them or set data.on_bad_row=skip" if table.rows else "no usable row is left"
+        reasons = "; ".join(f"{places(table.unit, where)}: {reason}" for reason, where in by_reason.items())
+        more = f" (and {len(numbers) - SHOWN} more bad rows)" if len(numbers) > SHOWN else ""
+        fix = fix if table.rows else "no usable row is left"
         raise DataError(f"{table.name} {reasons}{more}; {fix}")
     rows = "1 bad row" if len(numbers) == 1 else f"{len(numbers)} bad rows"
-    return replace(table, bad={}), [f"{rows} skipped: {table.name} {_places(table.unit, numbers)}"]
+    return replace(table, bad={}), [f"{rows} skipped: {table.name} {places(table.unit, numbers)}"]
 
 
 def _columns(table: Table) -> list[str]:
@@ -252,7 +145,10 @@ def _columns(table: Table) -> list[str]:
 
 def _no_column(table: Table, name: str, fix: str) -> DataError:
     there = _columns(table)
-    return DataError(f'{table.name} has no column "{name}"{suggest(name, there) or fix} (columns: {_listing(there)})')
+    if len(there) == 1 and any(mark in there[0] for mark in ";\t|"):
+        fix = "; values are separated by commas in .csv and by tabs in .tsv"
+        return DataError(f'{table.name} has one column, "{there[0]}"; expected "{name}"{fix}')
+    return DataError(f'{table.name} has no column "{name}"{suggest(name, there) or fix} (columns: {listing(there)})')
 
 
 def _renamed(tables: Mapping[str, Table], rename: Mapping[str, str]) -> dict[str, Table]:
@@ -290,26 +186,34 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _usable(table: Table, required: Sequence[str], config: DataConfig) -> tuple[Table, list[str]]:
-    """Name the labels, and find the rows that lack something."""
+def _usable(
+    split: str, table: Table, required: Sequence[str], config: DataConfig, check: RowCheck | None
+) -> tuple[Table, list[str]]:
+    """Name the labels, and find the rows that lack something or that the task cannot use."""
     columns = _columns(table)
-    for field in required:
-        if columns and field not in columns:
-            raise _no_column(table, field, "; set data.rename")
+    for name in required:
+        if columns and name not in columns:
+            raise _no_column(table, name, "; set data.rename")
     rows, bad, names = {}, dict(table.bad), config.label_names
     for number, row in table.rows.items():
-        missing = next((field for field in required if _is_missing(row.get(field))), None)
+        missing = next((name for name in required if _is_missing(row.get(name))), None)
         answer = row.get(config.label)
         if missing is not None:
             bad[number] = f"{missing} is missing or blank"
-        elif names is None or _is_missing(answer):
+            continue
+        if names is not None and not _is_missing(answer):
+            known = _label_name(answer, names)
+            if known is None:
+                hidden = _HIDDEN.get(str(answer), "")
+                bad[number] = f"label {answer!r} is neither 0 to {len(names) - 1} nor one of {listing(names)}{hidden}"
+                continue
+            row = {**row, config.label: known}
+        problem = None if check is None else check.problem(split, row)
+        if problem is None:
             rows[number] = row
-        elif (name := _label_name(answer, names)) is not None:
-            rows[number] = {**row, config.label: name}
         else:
-            hidden = _HIDDEN.get(str(answer), "")
-            bad[number] = f"label {answer!r} is neither 0 to {len(names) - 1} nor one of {_listing(names)}{hidden}"
-    return _settle(replace(table, rows=rows, bad=bad), config.on_bad_row)
+            bad[number] = problem
+    return _settle(replace(table, rows=rows, bad=bad), config.on_bad_row, "mend them or set data.on_bad_row=skip")
 
 
 def _pick(where: str, there: Sequence[str], endings: Iterable[str], names: Mapping[str, str | None]) -> dict[str, str]:
@@ -323,12 +227,14 @@ def _pick(where: str, there: Sequence[str], endings: Iterable[str], names: Mappi
         if fitting:
             chosen[split] = fitting[0]
     if "train" not in chosen:
-        raise DataError(f"{where} has nothing named train; set data.train (it holds {_listing(there)})")
+        kinds = "".join(f" {ending}" for ending in endings).replace(" .", ", .").lstrip(",")
+        expected = f" ({kinds.strip()})" if kinds.strip() else ""
+        raise DataError(f"{where} has nothing named train{expected}; set data.train (it holds {listing(there)})")
     return chosen
 
 
 def _from_folder(folder: Path, names: Mapping[str, str | None]) -> dict[str, Table]:
-    chosen = _pick(str(folder), _content(folder), READERS, names)
+    chosen = _pick(str(folder), content(folder), READERS, names)
     return {split: read_table(folder / name) for split, name in chosen.items()}
 
 
@@ -344,7 +250,7 @@ def _from_hub(config: DataConfig, names: Mapping[str, str | None]) -> dict[str, 
     tables, there = {}, [str(name) for name in found]
     for split, name in _pick(config.source, there, [""], names).items():
         if name not in there:
-            raise DataError(f'{config.source} has no split "{name}"{suggest(name, there)} (splits: {_listing(there)})')
+            raise DataError(f'{config.source} has no split "{name}"{suggest(name, there)} (splits: {listing(there)})')
         rows = dict(enumerate(found[name].to_list(), start=1))
         tables[split] = Table(f"{config.source} {name}", "row", rows, {})
     return tables
@@ -366,13 +272,16 @@ def _tables(config: DataConfig, wanted: Sequence[str]) -> dict[str, Table]:
     return _from_hub(config, names)
 
 
-def load(config: DataConfig, required: Sequence[str], generator: torch.Generator) -> Splits:
+def load(
+    config: DataConfig, required: Sequence[str], generator: torch.Generator, check: RowCheck | None = None
+) -> Splits:
     """The examples of a run.
 
     Args:
         config: where they are and how they are split.
         required: fields that every example must have, neither missing nor blank.
         generator: chooses few-shot rows, samples and what is set aside; the protocols use seed 42 alone.
+        check: finds the rows that the task cannot use, and what looks odd; a task's `check` makes one.
 
     Raises:
         DataError: one line that names the file and the rows, the column or the label that is wrong.
@@ -380,13 +289,19 @@ def load(config: DataConfig, required: Sequence[str], generator: torch.Generator
     """
     # the protocols make their own test split, so the official one, whose answers are often hidden, is not opened
     wanted = SPLITS if config.protocol == "given" else ("train", "validation")
-    needed = required if config.shots is None else tuple(dict.fromkeys((*required, config.label)))
+    # a label that was named is looked for, also where the task has its answer elsewhere
+    named = config.shots is not None or config.label_names is not None or config.label != "label"
+    needed = tuple(dict.fromkeys((*required, config.label))) if named else required
     notes: list[str] = []
     found: dict[str, list[tuple[str, int, Example]]] = {}
+    units: dict[str, str] = {}
+    skipped: dict[str, tuple[int, ...]] = {}
     for split, table in _renamed(_tables(config, wanted), config.rename).items():
-        usable, skipped = _usable(table, needed, config)
+        usable, about_skipped = _usable(split, table, needed, config, check)
         found[split] = [(split, number, row) for number, row in usable.rows.items()]
-        notes += skipped
+        units[split] = f"{table.name} {table.unit}"
+        skipped[table.name] = tuple(sorted({*table.rows, *table.bad} - set(usable.rows)))
+        notes += about_skipped
     if config.protocol != "given":
         found, note = follow_protocol(config.protocol, found)
         notes.append(note)
@@ -396,4 +311,10 @@ def load(config: DataConfig, required: Sequence[str], generator: torch.Generator
             with naming(split):
                 found[split], _ = sample(found[split], size, generator)
     examples = {split: [row for _, _, row in rows] for split, rows in found.items()}
-    return Splits(**examples, hash=split_hash(found), notes=(*notes, *more))
+    odd = [] if check is None else check.notes(found, units)
+    return Splits(
+        **examples,
+        hash=split_hash(found),
+        notes=(*notes, *more, *odd),
+        skipped={name: numbers for name, numbers in skipped.items() if numbers},
+    )

@@ -73,6 +73,7 @@ class Method(nn.Module, abc.ABC):
         relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
         solver: the solver that trains it by default.
         tiny: settings for the contract suite's tiny models (width 32, texts of up to 40 tokens).
+        exceptions: property of the contract suite that cannot hold (or "property on family") -> reason, as in its card.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class Method(nn.Module, abc.ABC):
     relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
     solver: ClassVar[str] = "gradient"
     tiny: ClassVar[Mapping[str, Any]] = {}
+    exceptions: ClassVar[Mapping[str, str]] = {}
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: MethodConfig, shape: Shape) -> None:
@@ -145,7 +147,8 @@ class Method(nn.Module, abc.ABC):
         offset = found.offset
         if offset is not None:
             offset = replace(offset, left=offset.left.detach().clone(), right=offset.right.detach().clone())
-        return replace(found, rows=rows, offset=offset)
+        kv = None if found.kv is None else found.kv.detach().clone()
+        return replace(found, rows=rows, offset=offset, kv=kv)
 
     def loss(self, task_loss: Tensor) -> Losses:
         """What training minimises; by default just the task's loss."""

@@ -33,6 +33,9 @@ class Vocabulary(Protocol):
     def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Their embeddings exactly as the model sees them, in float32."""
 
+    def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
+        """Keys and values of a sequence of tokens in every layer of the frozen model, in float32."""
+
     def rms(self) -> float:
         """Root mean square of the entries of the embeddings of the common tokens."""
 
@@ -44,6 +47,26 @@ class Starting:
     vocabulary: Vocabulary
     generator: torch.Generator
     saved: Float[Tensor, "n d"] | None = None
+
+
+def starting_ids(
+    start: Literal["vocabulary", "text"], count: int, source: Starting, *, text: str | None = None
+) -> Int[Tensor, " n"]:
+    """`count` token ids: sampled among the common ones without repetition while they last, or of a text, repeated.
+
+    Raises:
+        ConfigError: "text" without a text, or a text of no tokens.
+    """
+    vocabulary = source.vocabulary
+    if start == "text":
+        ids = vocabulary.ids(text) if text else torch.empty(0, dtype=torch.long)
+        if len(ids) == 0:
+            raise ConfigError('method.init is "text" but method.init_text is empty: give it a sentence')
+        return ids.repeat(-(-count // len(ids)))[:count]
+    common = vocabulary.common(COMMON_TOKENS)
+    rounds = -(-count // len(common))
+    order = torch.cat([torch.randperm(len(common), generator=source.generator) for _ in range(rounds)])
+    return common[order[:count]]
 
 
 def starting_rows(start: Start, count: int, source: Starting, *, text: str | None = None) -> Float[Tensor, "n d"]:
@@ -59,15 +82,7 @@ def starting_rows(start: Start, count: int, source: Starting, *, text: str | Non
     vocabulary, generator = source.vocabulary, source.generator
     if count == 0:
         return vocabulary.embed(torch.zeros(1, dtype=torch.long))[:0]
-    if start == "text":
-        ids = vocabulary.ids(text) if text else torch.empty(0, dtype=torch.long)
-        if len(ids) == 0:
-            raise ConfigError('method.init is "text" but method.init_text is empty: give it a sentence')
-        return vocabulary.embed(ids.repeat(-(-count // len(ids)))[:count])
-    common = vocabulary.common(COMMON_TOKENS)
-    if start == "vocabulary":
-        rounds = -(-count // len(common))
-        order = torch.cat([torch.randperm(len(common), generator=generator) for _ in range(rounds)])
-        return vocabulary.embed(common[order[:count]])
-    width = vocabulary.embed(common[:1]).shape[1]
+    if start != "random":
+        return vocabulary.embed(starting_ids(start, count, source, text=text))
+    width = vocabulary.embed(vocabulary.common(COMMON_TOKENS)[:1]).shape[1]
     return torch.randn(count, width, generator=generator) * vocabulary.rms()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,12 +47,20 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step. `applied` is false when the loss or a gradient was not finite and nothing was changed."""
+    """One step over a whole batch: its loss, the norm of all gradients before clipping, the parts of the loss.
+
+    `fault`: what was not finite, so that no tensor was changed; None for a step that was taken.
+    """
 
     loss: float
     grad_norm: float
     parts: dict[str, float]
-    applied: bool
+    fault: Literal["loss", "gradient", "update"] | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the step was taken."""
+        return self.fault is None
 
 
 Reduce = Callable[[Tensor], Tensor]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -79,7 +79,8 @@ class GradientSolver:
             check: called before each part; may raise to stop, with nothing changed.
 
         Returns:
-            The loss of the whole batch. If it or a gradient is not finite, nothing is changed.
+            The loss of the whole batch. If it, a gradient or what the step makes of a tensor is not finite, no tensor
+            is changed. The schedule moves on either way: a rate belongs to a step of the run, whatever became of it.
         """
         self.optimizer.zero_grad(set_to_none=True)
         device = self.parameters[0].device
@@ -102,11 +103,45 @@ class GradientSolver:
             loss = reduce(loss)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         value = float(loss)
-        if not (math.isfinite(norm) and math.isfinite(value)):
-            return StepResult(value, norm, parts, applied=False)
-        self.optimizer.step()
-        self.schedule.step()
-        return StepResult(value, norm, parts, applied=True)
+        if not math.isfinite(value):
+            fault: Literal["loss", "gradient", "update"] | None = "loss"
+        elif not math.isfinite(norm):
+            fault = "gradient"
+        else:
+            fault = None if self._update() else "update"
+        self.seek(self.schedule.last_epoch + 1)
+        return StepResult(value, norm, parts, fault)
+
+    def _update(self) -> bool:
+        """Let the optimiser step; put everything back if a tensor is not finite afterwards, or it fails half-way."""
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        slots = {
+            parameter: {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+            for parameter, state in self.optimizer.state.items()
+        }
+        taken = False
+        try:
+            self.optimizer.step()
+            taken = bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all())
+        except RuntimeError as error:
+            # a rate beyond the range of float32
+            if "without overflow" not in str(error):
+                raise
+        finally:
+            if not taken:
+                with torch.no_grad():
+                    for parameter, value in zip(self.parameters, before, strict=True):
+                        parameter.copy_(value)
+                self.optimizer.state.clear()
+                self.optimizer.state.update(slots)
+        return taken
+
+    def seek(self, step: int) -> None:
+        """Set the rates to those of a place in the schedule, in steps of the run."""
+        schedule, groups = self.schedule, self.optimizer.param_groups
+        schedule.last_epoch = step
+        for group, base, shape in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * shape(step)
 
     def slow_down(self, factor: float) -> None:
         """Multiply every learning rate, now and for the rest of the schedule."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
+from promptuary.data.check import RowCheck, as_text
 from promptuary.errors import ConfigError
 from promptuary.metrics import METRICS
 from promptuary.registry import suggest
@@ -53,14 +54,18 @@ class Task(abc.ABC):
 
     Facts that a task declares:
         name: file name, config tag.
+        pipeline: the hub's name for this kind of task.
         reading: how answers are read off a backbone: "words" scored, a trained "head", or written "text".
         outputs: numbers that a head gives.
+        measured_as: kinds of metrics that can compare its answers (see `metrics.Metric`).
         words: possible answers as texts, in the order of the scores; empty if each example has its own or none.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
     default_metrics: ClassVar[tuple[str, ...]]
+    pipeline: ClassVar[str] = "text-classification"
+    measured_as: ClassVar[frozenset[str]]
     reading: Reading
     outputs: int = 1
     words: tuple[str, ...] = ()
@@ -80,7 +85,19 @@ class Task(abc.ABC):
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ConfigError(f"task.metrics: no metric {metric!r}{suggest(metric, list(METRICS))}")
+            if METRICS[metric].kind not in self.measured_as:
+                fitting = [name for name, known in METRICS.items() if known.kind in self.measured_as]
+                raise ConfigError(
+                    f"task.metrics: {metric} cannot compare the answers of {self.name}; use {', '.join(fitting)}"
+                )
+        if not self.asked(config):
+            raise ConfigError(
+                f"task.template {self.template.text!r} shows no field of an example; put one in, such as {{text}}"
+            )
         self.settle(examples)
+        shown = [name for name in self.answer_fields(config) if name in self.template.fields]
+        if shown:
+            raise ConfigError(f"task.template shows the answer field {shown[0]!r}; take it out")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -99,6 +116,34 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def answer_fields(cls, config: TaskConfig) -> tuple[str, ...]:
         """Fields of a labelled example that are not in the template."""
+
+    @classmethod
+    def asked(cls, config: TaskConfig) -> tuple[str, ...]:
+        """Fields that an example must have to be answered."""
+        return tuple(Template(config.template or default_template(config.fields)).fields)
+
+    @classmethod
+    def check(cls, config: TaskConfig) -> RowCheck:
+        """What finds labelled examples that cannot be used, while their files are read."""
+        return RowCheck(lambda example: cls.question(config, example), lambda example: cls.answer(config, example))
+
+    @classmethod
+    def question(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """What is shown of an example.
+
+        Raises:
+            DataError: a field is missing, blank or no text.
+        """
+        return tuple(as_text(example.get(name), name) for name in cls.asked(config))
+
+    @classmethod
+    @abc.abstractmethod
+    def answer(cls, config: TaskConfig, example: Mapping[str, Any]) -> Any:
+        """The right answer of an example, as far as the settings alone tell.
+
+        Raises:
+            DataError: it has none, or one that cannot be right.
+        """
 
     @classmethod
     def required(cls, config: TaskConfig) -> tuple[str, ...]:

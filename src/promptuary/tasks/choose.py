@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from promptuary.data.check import as_text
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Filled, Task, TaskConfig
 from promptuary.tasks.classify import best, softmax
@@ -34,6 +35,8 @@ class Choose(Task):
     name = "choose"
     Config = ChooseConfig
     default_metrics: ClassVar = ("accuracy",)
+    pipeline = "multiple-choice"
+    measured_as: ClassVar = frozenset({"label", "text"})
 
     @property
     def settings(self) -> ChooseConfig:
@@ -62,21 +65,43 @@ class Choose(Task):
         """Choices and label."""
         return (*cast(ChooseConfig, config).choices, cast(ChooseConfig, config).label)
 
-    def choices(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+    @classmethod
+    def asked(cls, config: TaskConfig) -> tuple[str, ...]:
+        """The template's fields, and the choices."""
+        return (*super().asked(config), *cast(ChooseConfig, config).choices)
+
+    @classmethod
+    def question(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """The template's fields, and the choices."""
+        fields = super().asked(config)
+        return (*(as_text(example.get(name), name) for name in fields), *cls.options(config, example))
+
+    @classmethod
+    def options(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:
         """The possible answers of one example.
 
         Raises:
-            DataError: a field is missing, or there are fewer than two.
+            DataError: a field is missing, a choice is no text, or there are fewer than two.
         """
-        missing = [name for name in self.settings.choices if name not in example]
+        names = cast(ChooseConfig, config).choices
+        missing = [name for name in names if name not in example]
         if missing:
-            raise DataError(f"the data has no field {missing[0]!r} for task.choices (fields: {', '.join(example)})")
-        values: list[Any] = [example[name] for name in self.settings.choices]
+            there = ", ".join(map(str, example))
+            raise DataError(f"the data has no field {missing[0]!r} for task.choices (fields: {there})")
+        values: list[Any] = [example[name] for name in names]
         if len(values) == 1:
             values = list(values[0]) if isinstance(values[0], list | tuple) else values
         if len(values) < 2:
             raise DataError(f"task.choices gives {len(values)} choice(s); a list or several fields are needed")
-        return tuple(map(str, values))
+        return tuple(as_text(value, f"choice {place}") for place, value in enumerate(values))
+
+    def choices(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """The possible answers of one example.
+
+        Raises:
+            DataError: a field is missing, a choice is no text, or there are fewer than two.
+        """
+        return self.options(self.config, example)
 
     def fill(self, example: Mapping[str, Any], *, labelled: bool) -> Filled:
         """The template, the choices and the place of the right one."""
@@ -84,13 +109,10 @@ class Choose(Task):
         target = choices.index(self.gold(example)) if labelled else None
         return Filled(self.template.fill(example), target=target, choices=choices)
 
-    def gold(self, example: Mapping[str, Any]) -> str:
-        """The text of the right choice.
-
-        Raises:
-            DataError: the label is neither a place nor a choice.
-        """
-        choices, label = self.choices(example), example.get(self.settings.label)
+    @classmethod
+    def answer(cls, config: TaskConfig, example: Mapping[str, Any]) -> str:
+        """The text of the right choice."""
+        choices, label = cls.options(config, example), example.get(cast(ChooseConfig, config).label)
         if not isinstance(label, int) and str(label) in choices:
             return str(label)
         # a number is a place, also where the choices are numbers
@@ -98,6 +120,14 @@ class Choose(Task):
         if number and int(cast(Any, label)) < len(choices):
             return choices[int(cast(Any, label))]
         raise DataError(f"label {label!r} is neither a choice nor a place from 0 to {len(choices) - 1}")
+
+    def gold(self, example: Mapping[str, Any]) -> str:
+        """The text of the right choice.
+
+        Raises:
+            DataError: the label is neither a place nor a choice.
+        """
+        return self.answer(self.config, example)
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy among the choices, summed."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from promptuary.errors import ConfigError, DataError
-from promptuary.registry import suggest
+from promptuary.data.check import RowCheck, as_label
+from promptuary.errors import ConfigError
+from promptuary.metrics import METRICS
 from promptuary.tasks.base import Filled, Task, TaskConfig
 from promptuary.types import Batch, Prediction
 
@@ -33,6 +35,25 @@ class ClassifyConfig(TaskConfig):
         "words", description="score label words (encoders: prototypes of the label words), or train a linear head"
     )
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """`{0: bad, 1: good}`: whole numbers that name labels, as files of data have them."""
+        if isinstance(value, Mapping):
+            return {_name(label): word for label, word in value.items()}
+        return [_name(label) for label in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _at_least_two(cls, value: Any) -> Any:
+        if value is not None and len(value) < 2:
+            raise ValueError(f"at least two labels are needed, found {len(value)}; name all of them")
+        return value
+
+
+def _name(label: Any) -> Any:
+    return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
+
 
 class Classify(Task):
     """One label per example."""
@@ -40,6 +61,7 @@ class Classify(Task):
     name = "classify"
     Config = ClassifyConfig
     default_metrics: ClassVar = ("accuracy", "macro_f1")
+    measured_as: ClassVar = frozenset({"label", "pair", "text"})
 
     @property
     def settings(self) -> ClassifyConfig:
@@ -47,16 +69,39 @@ class Classify(Task):
         return cast(ClassifyConfig, self.config)
 
     def settle(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """Labels from the settings or from the examples."""
+        """Labels from the settings or from the examples.
+
+        Raises:
+            ConfigError: fewer than two, one that stands twice or has no words, or two with the same words.
+        """
         given = self.settings.labels
         if given is None:
-            found = sorted({str(example[self.settings.label]) for example in examples})
-            given = tuple(found)
+            given = tuple(sorted({self.answer(self.settings, example) for example in examples}))
+        if not isinstance(given, dict) and len(set(given)) < len(given):
+            twice = next(label for label in given if given.count(label) > 1)
+            raise ConfigError(f"task.labels: the label {twice!r} stands twice; keep one of them")
         verbaliser = given if isinstance(given, dict) else {label: spoken(label) for label in given}
         if len(verbaliser) < 2:
-            raise ConfigError(f"task.labels: at least two labels are needed, found {len(verbaliser)}")
-        if len(set(verbaliser.values())) < len(verbaliser):
-            raise ConfigError("task.labels: two labels have the same label words")
+            origin = (
+                "" if self.settings.labels is not None else f" in field {self.settings.label!r} of the training data"
+            )
+            raise ConfigError(
+                f"task.labels: at least two labels are needed, found {len(verbaliser)}{origin}; name all of them"
+            )
+        for metric in self.metrics:
+            if METRICS[metric].kind == "pair" and len(verbaliser) != 2:
+                count = len(verbaliser)
+                raise ConfigError(f"task.metrics: {metric} is for two labels, and there are {count}; use macro_f1")
+        owners: dict[str, str] = {}
+        for label, words in verbaliser.items():
+            if not words.strip():
+                raise ConfigError(f"task.labels: the label {label!r} has no label words; give it at least one")
+            owner = owners.setdefault(words, label)
+            if owner != label:
+                raise ConfigError(
+                    f"task.labels: two labels have the same label words: {owner!r} and {label!r} both have {words!r}; "
+                    "change one of them"
+                )
         self.labels = tuple(verbaliser)
         self.words = tuple(verbaliser.values())
         self.reading = self.settings.reading
@@ -76,19 +121,31 @@ class Classify(Task):
         target = self.labels.index(self.gold(example)) if labelled else None
         return Filled(self.template.fill(example), target=target)
 
+    @classmethod
+    def check(cls, config: TaskConfig) -> RowCheck:
+        """Labels from the settings, or else from the training rows."""
+        own = cast(ClassifyConfig, config)
+        return replace(
+            super().check(config),
+            labels=None if own.labels is None else tuple(own.labels),
+            learn_labels=own.labels is None,
+            label=own.label,
+        )
+
+    @classmethod
+    def answer(cls, config: TaskConfig, example: Mapping[str, Any]) -> str:
+        """The label."""
+        own = cast(ClassifyConfig, config)
+        return as_label(example.get(own.label), own.label, own.labels)
+
     def gold(self, example: Mapping[str, Any]) -> str:
         """The label.
 
         Raises:
-            DataError: a label that is not among the labels.
+            DataError: none, or one that is not among the labels.
         """
-        label = str(example.get(self.settings.label))
-        if label not in self.labels:
-            raise DataError(
-                f'unknown label "{label}"{suggest(label, list(self.labels))} (labels: {", ".join(self.labels[:20])}; '
-                "they come from task.labels, or else from the training data)"
-            )
-        return label
+        name = self.settings.label
+        return as_label(example.get(name), name, self.labels, "task.labels, or else from the training data")
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy among the labels, summed."""

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptuary.errors import ConfigError, DataError
+from promptuary.data.check import as_text
+from promptuary.errors import DataError
 from promptuary.tasks.base import Filled, Task, TaskConfig
 from promptuary.types import Batch, Prediction
 
@@ -33,6 +34,8 @@ class Generate(Task):
     name = "generate"
     Config = GenerateConfig
     default_metrics: ClassVar = ("exact_match", "token_f1")
+    pipeline = "text-generation"
+    measured_as: ClassVar = frozenset({"text", "label"})
 
     @property
     def settings(self) -> GenerateConfig:
@@ -40,14 +43,8 @@ class Generate(Task):
         return cast(GenerateConfig, self.config)
 
     def settle(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """Answers are always written.
-
-        Raises:
-            ConfigError: the template shows the answer.
-        """
+        """Answers are always written."""
         self.reading = "text"
-        if self.settings.target in self.template.fields:
-            raise ConfigError(f"task.template shows the answer field {self.settings.target!r}; take it out")
 
     def settled(self) -> TaskConfig:
         """Nothing is open."""
@@ -62,17 +59,19 @@ class Generate(Task):
         """The template, and the text to be written."""
         return Filled(self.template.fill(example), answer=self.gold(example) if labelled else None)
 
+    @classmethod
+    def answer(cls, config: TaskConfig, example: Mapping[str, Any]) -> str:
+        """The text to be written."""
+        target = cast(GenerateConfig, config).target
+        return as_text(example.get(target), target).strip()
+
     def gold(self, example: Mapping[str, Any]) -> str:
         """The text to be written.
 
         Raises:
             DataError: none is there.
         """
-        value = example.get(self.settings.target)
-        text = "" if value is None else str(value).strip()
-        if not text:
-            raise DataError(f"field {self.settings.target!r} is empty; every example needs a text to be written")
-        return text
+        return self.answer(self.config, example)
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """The backbone already summed the token losses."""

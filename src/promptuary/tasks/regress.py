@@ -37,6 +37,7 @@ class Regress(Task):
     name = "regress"
     Config = RegressConfig
     default_metrics: ClassVar = ("pearson", "spearman", "mean_squared_error")
+    measured_as: ClassVar = frozenset({"value"})
 
     @property
     def settings(self) -> RegressConfig:
@@ -74,20 +75,26 @@ class Regress(Task):
         target = (self.gold(example) - self.low) / (self.high - self.low) if labelled else None
         return Filled(self.template.fill(example), target=target)
 
+    @classmethod
+    def answer(cls, config: TaskConfig, example: Mapping[str, Any]) -> float:
+        """The value."""
+        name = cast(RegressConfig, config).label
+        value = example.get(name)
+        try:
+            number = float(cast(Any, value))
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(f"field {name!r} should be a number, got {value!r}") from None
+        if not math.isfinite(number):
+            raise DataError(f"field {name!r} should be a finite number, got {value!r}")
+        return number
+
     def gold(self, example: Mapping[str, Any]) -> float:
         """The value.
 
         Raises:
             DataError: not a finite number.
         """
-        value = example.get(self.settings.label)
-        try:
-            number = float(cast(Any, value))
-        except (TypeError, ValueError):
-            raise DataError(f"field {self.settings.label!r} should be a number, got {value!r}") from None
-        if not math.isfinite(number):
-            raise DataError(f"field {self.settings.label!r} should be a finite number, got {value!r}")
-        return number
+        return self.answer(self.config, example)
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Head: squared error on the 0..1 scale. Words: cross-entropy to (1 - y, y). Summed."""

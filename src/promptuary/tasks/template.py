@@ -12,6 +12,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from promptuary.data.check import as_text
 from promptuary.errors import ConfigError, DataError
 from promptuary.registry import suggest
 from promptuary.types import ANSWER, Piece
@@ -63,7 +64,7 @@ class Template:
             more: fields that are not data, such as the choice that is being scored.
 
         Raises:
-            DataError: the example has no such field.
+            DataError: the example has no such field, or what it holds is no text.
         """
         pieces = []
         for fixed, name in self.parts:
@@ -76,11 +77,12 @@ class Template:
                 continue
             source = more if more is not None and name in more else example
             if name not in source:
+                there = [str(field) for field in example]
                 raise DataError(
-                    f'task.template uses "{{{name}}}" but the data has no field "{name}"{suggest(name, list(example))} '
-                    f"(fields: {', '.join(map(str, example))}; data.rename can rename them)"
+                    f'task.template uses "{{{name}}}" but the data has no field "{name}"{suggest(name, there)} '
+                    f"(fields: {', '.join(there)}; data.rename can rename them)"
                 )
-            pieces.append(Piece("field", str(source[name])))
+            pieces.append(Piece("field", as_text(source[name], name)))
         return pieces
 
 

@@ -13,8 +13,9 @@ import torch
 
 import tiny
 from promptuary import registry
-from promptuary.errors import ConfigError, FingerprintError, SiteError
-from promptuary.tuned import Tuned, build_method
+from promptuary.building import build_method
+from promptuary.errors import FingerprintError, SiteError
+from promptuary.tuned import Tuned
 from promptuary.types import ANSWER, Batch
 
 TEMPLATE = "{text} it was {mask}"
@@ -212,30 +213,13 @@ def test_another_base_is_refused_untouched(kind: str) -> None:
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
-def test_a_model_that_already_carries_a_prompt_is_refused() -> None:
+def test_a_thread_attaches_one_thing_at_a_time() -> None:
     made, other = tuned("llama"), tuned("llama")
-    with pytest.raises(ConfigError, match="already belongs to the prompt"), made.attach(made.backbone.model):
-        pass
-    with pytest.raises(SiteError, match="already carries a prompt"), made.attach(other.backbone.model):
-        pass
     model = tiny.model("llama")
     with made.attach(model), pytest.raises(SiteError, match="already carries a prompt"), other.attach(model):
         pass
     assert "forward" not in model.__dict__
     assert type(model.get_input_embeddings()) is torch.nn.Embedding
-
-
-def test_what_cannot_be_right_with_a_prompt_is_refused() -> None:
-    made, model = tuned("llama"), tiny.model("llama")
-    given = by_hand.texts(made.backbone)
-    with made.attach(model):
-        for name in ("position_ids", "inputs_embeds", "past_key_values", "logits_to_keep"):
-            with pytest.raises(SiteError, match=name):
-                model(input_ids=given.input_ids, **{name: given.input_ids})
-        with pytest.raises(SiteError, match="forward takes input_ids"):
-            model()
-        with pytest.raises(SiteError, match="generate takes input_ids"):
-            model.generate(max_new_tokens=2)
 
 
 def test_the_prompt_that_is_attached_does_not_follow_further_training() -> None:

@@ -276,5 +276,7 @@ def test_dropout_of_the_frozen_model_is_a_choice(dropout: bool) -> None:
     backbone = tiny.backbone("bert", dropout=dropout)
     given, prompt = by_hand.texts(backbone), Prompt(by_hand.rows(2))
     torch.manual_seed(0)
-    twice = [backbone.hidden(given, prompt) for _ in range(2)]
+    with backbone.dropping():
+        twice = [backbone.hidden(given, prompt) for _ in range(2)]
     assert torch.equal(*twice) is not dropout
+    assert torch.equal(*[backbone.hidden(given, prompt) for _ in range(2)])

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import tiny
 from promptuary.backbones import load
 from promptuary.backbones.base import BackboneConfig
+from promptuary.building import open_backbone
 from promptuary.errors import ConfigError, FingerprintError
-from promptuary.tuned import open_backbone
 from promptuary.types import Prompt
 
 every = pytest.mark.parametrize("kind", by_hand.KINDS)
@@ -180,7 +180,7 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
 @every
 def test_the_identity_survives_precision_and_saving(kind: str, tmp_path: Path) -> None:
     expected = tiny.backbone(kind).identity
-    assert tiny.backbone(kind, dtype="bfloat16").identity == expected
+    assert load.differing(tiny.backbone(kind, dtype="bfloat16").identity, expected) == []
     tiny.save(tmp_path / "whole", kind)
     tiny.model(kind).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     tiny.backbone(kind).tokenizer.save_pretrained(tmp_path / "shards")
@@ -190,7 +190,7 @@ def test_the_identity_survives_precision_and_saving(kind: str, tmp_path: Path) -
     for name in ("whole", "shards", "short"):
         for dtype in ("float32", "bfloat16"):
             config = BackboneConfig(model=str(tmp_path / name), device="cpu", dtype=dtype)
-            assert open_backbone(config).identity == expected
+            assert load.differing(open_backbone(config).identity, expected) == []
 
 
 @every
@@ -252,9 +252,10 @@ def test_the_identity_tells_another_family_of_the_same_weights() -> None:
 def test_a_fingerprint_reads_samples_only(monkeypatch: pytest.MonkeyPatch) -> None:
     table, read = torch.nn.Linear(512, 4096), []
     sample = load._sample
-    monkeypatch.setattr(load, "_sample", lambda value: read.append(len(sample(value))) or sample(value))
+    monkeypatch.setattr(load, "_sample", lambda *one: read.append(len(sample(*one))) or sample(*one))
     expected = load.fingerprint(table, table.weight)
-    assert read == [4096, 4096, 4096]  # 2,048 numbers of each tensor, two bytes a number
+    assert set(read) == {4096}  # 2,048 numbers of each tensor, two bytes a number
+    assert len(read) <= 3 * 3
     with torch.no_grad():
         table.weight[2000:2100] += 1
     assert load.fingerprint(table, table.weight) == expected

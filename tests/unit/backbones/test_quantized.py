@@ -17,7 +17,7 @@ import transformers
 
 import tiny
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.tuned import open_backbone
+from promptuary.building import open_backbone
 from promptuary.types import Offset, Prompt
 
 WIDTH = 64

@@ -132,9 +132,9 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
         ("train.json", b'{"text": "x"}\n{"text": "y"}', "one object per line is called .jsonl"),
         ("train.json", b'{"rows": []}', "train.json: expected a list of objects, got a dict"),
         ("train.json", b"[{}, 3]", "not an object but a int"),
-        ("train.csv", b"text,label\nx,a\ncaf\xe9,b\n", "train.csv line 3 holds byte 0xe9, not UTF-8 text"),
+        ("train.csv", b"text,label\nx,a\ncaf\xe9,b\n", "train.csv line 3: holds byte 0xe9, not UTF-8 text"),
         ("train.jsonl", '{"text": "x"}'.encode("utf-16"), "train.jsonl line 1 holds byte 0xff, not UTF-8 text"),
-        ("train.csv", b"text,label\nx,a\ny\0,b\n", "train.csv line 3 holds byte 0x00"),
+        ("train.csv", b"text,label\nx,a\ny\0,b\n", "train.csv line 3: holds byte 0x00"),
         ("train.parquet", b"PAR1 no", "train.parquet cannot be read as parquet"),
     ],
 )
@@ -157,7 +157,10 @@ def test_an_unknown_ending_is_named_with_the_known_ones(tmp_path: Path) -> None:
 
 def test_a_folder_without_training_file_is_listed(tmp_path: Path) -> None:
     write(tmp_path / "a.train.jsonl", ROWS)
-    assert "nothing named train; set data.train (it holds a.train.jsonl)" in message(tmp_path)
+    assert (
+        "nothing named train (.jsonl, .json, .csv, .tsv, .parquet); set data.train (it holds a.train.jsonl)"
+        in message(tmp_path)
+    )
     assert "nor the folder" in message(tmp_path / "no" / "such.csv")
 
 

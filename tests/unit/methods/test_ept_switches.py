@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy
 
 import tiny
 from promptuary.backbones.base import Backbone, BackboneConfig
+from promptuary.building import open_backbone
 from promptuary.data.collate import Row, collate, pad_candidates
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method
 from promptuary.methods.ept import EPT, EPTConfig
 from promptuary.prompts.init import Starting
-from promptuary.tuned import open_backbone
 from promptuary.types import Batch, Piece, Prompt, Shape, View
 
 TEXTS = ("a red apple was good", "blue sky", "never cold but always very hot", "six birds eat one plum")

@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 import tiny
 from promptuary import registry
 from promptuary.backbones.base import Backbone
+from promptuary.building import build_method, match_budget
 from promptuary.data.collate import Row, collate, pad_candidates
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig
 from promptuary.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from promptuary.prompts.init import Starting
-from promptuary.tuned import build_method, match_budget
 from promptuary.types import Batch, Candidates, Piece, Shape, View
 
 TEXTS = ("a red apple was good", "blue sky", "never cold but always very hot", "six birds eat one plum")

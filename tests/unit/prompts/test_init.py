@@ -42,6 +42,9 @@ class Wide:
     def embed(self, ids: Tensor) -> Tensor:
         return torch.stack([ids, ids], dim=1).float()
 
+    def keys_values(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError("rows need none")
+
     def rms(self) -> float:
         return 3.0
 

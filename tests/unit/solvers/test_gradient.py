@@ -136,17 +136,34 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     solving = solver(made, schedule="linear")
     solving.step(made, [batch()], 7)
     before = [parameter.detach().clone() for parameter in made.parameters]
-    state, rates = solving.state(), solving.rates()
+    state = solving.state()
     wrong = batch()
     if where == "loss":
         wrong = replace(wrong, input_ids=wrong.input_ids * torch.nan)
     else:
         made.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
-    assert solving.step(made, [batch(), wrong], 14).applied is False
+    taken = solving.step(made, [batch(), wrong], 14)
+    assert (taken.applied, taken.fault) == (False, where)
     assert all(torch.equal(was, now) for was, now in zip(before, made.parameters, strict=True))
-    assert solving.rates() == rates
+    # a rate belongs to a step of the run, also if nothing came of that step
+    assert solving.rates() == {"weight": pytest.approx(0.1 * 18 / 20), "bias": pytest.approx(0.02 * 18 / 20)}
     again = solving.state()
-    assert again[1] == state[1]
+    assert again[1]["slots"] == state[1]["slots"]
+    assert all(torch.equal(again[0][name], value) for name, value in state[0].items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_an_update_that_overflows_is_taken_back_with_its_moments(optimizer: str) -> None:
+    made = Squares()
+    solving = solver(made, optimizer=optimizer)
+    solving.step(made, [batch()], 7)
+    before, state = [parameter.detach().clone() for parameter in made.parameters], solving.state()
+    solving.slow_down(1e40)
+    assert solving.step(made, [batch()], 7).fault == "update"
+    assert all(torch.equal(was, now) for was, now in zip(before, made.parameters, strict=True))
+    again = solving.state()
+    assert again[1]["slots"] == state[1]["slots"]
+    assert again[0].keys() == state[0].keys()
     assert all(torch.equal(again[0][name], value) for name, value in state[0].items())
 
 

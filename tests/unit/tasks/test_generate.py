@@ -28,7 +28,7 @@ def test_the_answer_is_the_target_text() -> None:
 
 @pytest.mark.parametrize("value", ["", "  ", None])
 def test_an_empty_answer_is_refused(value: Any) -> None:
-    with pytest.raises(DataError, match="'target' is empty"):
+    with pytest.raises(DataError, match="target is missing or blank"):
         task().gold({"text": "x", "target": value})
 
 

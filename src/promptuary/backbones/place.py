@@ -1,0 +1,274 @@
+"""Where prompt rows go among the tokens of a batch: arithmetic on ids, masks and columns, without any model.
+
+Knows no method, no family and no tokenizer, and wraps nothing; `inject.py` says what the ids mean.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from promptuary.backbones.cache import Prefix, prefix_of
+from promptuary.backbones.inject import Bank
+from promptuary.errors import DataError, SiteError
+from promptuary.types import Batch, Prompt
+
+Side = Literal["left", "right", "keep"]
+"""Where the padding of a placed batch stands; "keep" leaves every token and pad where it is, behind the prompt."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A batch with its prompts in it.
+
+    `columns` [b, t]: where each text token went; `ahead` [b, t]: the last column before the text token behind it (or
+    the last of all), whose output is what a causal model expects next, also when prompt rows stand in between.
+    `prefix`: keys and values that stand before all of it.
+    """
+
+    input_ids: Int[Tensor, "b q"]
+    attention_mask: Int[Tensor, "b q"]
+    segment_ids: Int[Tensor, "b q"] | None
+    columns: Int[Tensor, "b t"]
+    ahead: Int[Tensor, "b t"]
+    bank: Bank
+    pad: int
+    prefix: Prefix | None = None
+
+    @property
+    def text_mask(self) -> Int[Tensor, "b q"]:
+        """Columns that hold rows or text, of the prefix's columns and its own."""
+        if self.prefix is None:
+            return self.attention_mask
+        return torch.cat([torch.zeros_like(self.prefix.mask), self.attention_mask], dim=1)
+
+
+def place(
+    batch: Batch,
+    prompts: Sequence[Prompt],
+    *,
+    vocabulary: int,
+    pad: int,
+    first_ids: Int[Tensor, " s"],
+    side: Side = "right",
+    vectors: Float[Tensor, "b t d"] | None = None,
+    tight: bool = False,
+) -> Placed:
+    """Put prompts among the tokens of a batch.
+
+    Real tokens are counted, so padding on either side of the input gives the same result; unless `side` is "keep",
+    padding is moved as well.
+
+    Args:
+        batch: text without prompts; `batch.prompt_index` says which prompt a row takes.
+        prompts: one or more prompts, of any lengths.
+        vocabulary: V.
+        pad: id of padding.
+        first_ids: special tokens that count as the first one for placement "after_bos".
+        side: where the padding of the result stands.
+        vectors: embeddings that stand for the text instead of its ids; they become rows of the bank.
+        tight: leave out columns of padding alone (on the left).
+
+    Raises:
+        SiteError: a prompt names a slot that the template does not have, or stands behind a first token that
+            vectors do not name.
+        DataError: a text is longer than an offset table that refuses this.
+    """
+    device, size = batch.input_ids.device, len(batch)
+    mask = batch.attention_mask.bool()
+    rank = mask.long().cumsum(1) - 1
+    which = batch.prompt_index if batch.prompt_index is not None else rank.new_zeros(size)
+    bank, row_base, offset_base = _bank(prompts, vocabulary, size, vectors)
+    text_ids = batch.input_ids
+    if vectors is not None:
+        if any(prompt.placement == "after_bos" for prompt in prompts):
+            raise SiteError("a prompt behind the first special token needs input_ids: vectors do not say which it is")
+        text_ids = bank.stride - text_ids.numel() + torch.arange(text_ids.numel(), device=device).view_as(text_ids)
+
+    lengths = torch.tensor([prompt.length for prompt in prompts], device=device)[which]
+    longest = max(prompt.length for prompt in prompts)
+    width = batch.input_ids.shape[1] + longest
+    slot = torch.arange(longest, device=device).expand(size, -1)
+    exists = slot < lengths[:, None]
+    behind = slot.new_zeros(size, longest)
+    for number, prompt in enumerate(prompts):
+        if prompt.length and prompt.placement != "front":
+            found = _text_before(batch, prompt, mask, first_ids)
+            padded = nn.functional.pad(found, (0, longest - prompt.length))
+            behind = torch.where((which == number)[:, None], padded, behind)
+
+    # each prompt row stands behind `behind` text tokens; each text token behind the rows that come before it
+    order = behind.masked_fill(~exists, torch.iinfo(torch.long).max).contiguous()
+    text_column = rank + torch.searchsorted(order, rank.contiguous(), right=True)
+    ahead = rank + torch.searchsorted(order, (rank + 1).contiguous(), right=True)
+    prompt_column = slot + behind
+    if side == "left":
+        real = mask.sum(1) + lengths
+        if tight:
+            width = int(real.max())
+        shift = (width - real)[:, None]
+        text_column, prompt_column, ahead = text_column + shift, prompt_column + shift, ahead + shift
+    if side == "keep":  # rows stand right before the token that they precede; all else is shifted by the longest prompt
+        shift = (longest - lengths)[:, None]
+        column = torch.arange(mask.shape[1], device=device).expand_as(rank)
+        text_column = column + shift + text_column - rank
+        ordered = torch.argsort((~mask).long(), dim=1, stable=True)  # columns of the real tokens first, in order
+        following = ordered.gather(1, behind.clamp(max=mask.shape[1] - 1))
+        past_end = behind >= mask.sum(1, keepdim=True)
+        last = ordered.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)) + 1
+        prompt_column = slot + shift + torch.where(past_end, last, following)
+        ahead = text_column
+
+    instance = torch.arange(size, device=device)
+    own = torch.tensor([prompt.rows is not None and len(prompt.rows) > 1 for prompt in prompts], device=device)[which]
+    first = torch.tensor(row_base, device=device)[which] + own * instance * lengths
+    prompt_ids = vocabulary + first[:, None] + slot
+    codes = _offset_codes(batch, prompts, which, rank, offset_base)
+
+    def spread(text: Tensor, rows: Tensor | int, empty: int) -> Tensor:
+        out = text.new_full((size, width + 1), empty)
+        out.scatter_(1, text_column.masked_fill(~mask, width), text)
+        filled = rows if isinstance(rows, Tensor) else slot.new_full(slot.shape, rows).to(text.dtype)
+        out.scatter_(1, prompt_column.masked_fill(~exists, width), filled)
+        return out[:, :width]
+
+    return Placed(
+        input_ids=spread(text_ids + codes * bank.stride, prompt_ids, pad),
+        attention_mask=spread(mask.long(), 1, 0),
+        segment_ids=None if batch.segment_ids is None else spread(batch.segment_ids, 0, 0),
+        columns=text_column.masked_fill(~mask, 0),
+        ahead=ahead.masked_fill(~mask, 0),
+        bank=bank,
+        pad=pad,
+        prefix=prefix_of(prompts, which),
+    )
+
+
+def _bank(
+    prompts: Sequence[Prompt], vocabulary: int, size: int, vectors: Tensor | None
+) -> tuple[Bank, list[int], list[int]]:
+    rows, tables, row_base, offset_base = [], [], [], []
+    rows_so_far, offsets_so_far = 0, 1
+    for prompt in prompts:
+        row_base.append(rows_so_far)
+        offset_base.append(offsets_so_far)
+        if prompt.rows is not None:
+            if len(prompt.rows) not in (1, size):
+                raise SiteError(f"the prompt has rows for {len(prompt.rows)} inputs, the batch has {size}")
+            rows.append(prompt.rows.flatten(0, 1))
+            rows_so_far += len(rows[-1])
+        if prompt.offset is not None:
+            tables.append(prompt.offset.table())
+            offsets_so_far += len(tables[-1])
+    if vectors is not None:
+        rows.append(vectors.flatten(0, 1).float())
+    offsets = torch.cat([tables[0].new_zeros(1, tables[0].shape[1]), *tables]) if tables else None
+    return Bank(vocabulary, torch.cat(rows) if rows else None, offsets), row_base, offset_base
+
+
+def _before(mask: Bool[Tensor, "b t"], at: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """How many text tokens stand before column `at`, which may lie behind the last one, [b]."""
+    earlier = torch.arange(mask.shape[1], device=mask.device) < at[:, None]
+    return (mask & earlier).sum(1)
+
+
+def _text_before(batch: Batch, prompt: Prompt, mask: Bool[Tensor, "b t"], first_ids: Tensor) -> Int[Tensor, "b p"]:
+    """How many text tokens stand before each prompt row, [b, p]."""
+    size = len(batch)
+    if isinstance(prompt.placement, str):  # "after_bos"; nothing stands before rows in "front"
+        start = batch.input_ids.gather(1, mask.long().argmax(1, keepdim=True))
+        return torch.isin(start, first_ids).long().expand(size, prompt.length)
+    columns = []
+    for name, count in prompt.placement:
+        if name not in batch.slots:
+            raise SiteError(f'the prompt has rows for a slot "{{{name}}}" that the template does not have; add it')
+        columns.append(_before(mask, batch.slots[name])[:, None].expand(size, count))
+    return torch.cat(columns, dim=1)
+
+
+def _offset_codes(
+    batch: Batch, prompts: Sequence[Prompt], which: Tensor, rank: Tensor, offset_base: list[int]
+) -> Int[Tensor, "b t"]:
+    codes = torch.zeros_like(rank)
+    for number, prompt in enumerate(prompts):
+        if prompt.offset is None:
+            continue
+        column = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
+        position = rank if prompt.offset.align == "token" else column
+        limit = len(prompt.offset.left)
+        takes = (which == number)[:, None] & batch.attention_mask.bool()
+        if batch.plain is not None:
+            takes = takes & ~batch.plain
+        if rank.shape[1] > limit and bool((takes & (position >= limit)).any()):
+            longest = int(position[takes].max()) + 1
+            if prompt.offset.overflow == "error":
+                raise DataError(
+                    f"a text has {longest} tokens but the offset table {limit} rows; raise method.max_tokens"
+                )
+            warnings.warn(
+                f"a text has {longest} tokens but the offset table has {limit} rows; tokens beyond it get "
+                f"{'no offset' if prompt.offset.overflow == 'zero' else 'the last row'}",
+                stacklevel=2,
+            )
+        if prompt.offset.overflow == "zero":
+            takes = takes & (position < limit)
+        codes = torch.where(takes, offset_base[number] + position.clamp(0, limit - 1), codes)
+    return codes
+
+
+def insert_after(
+    batch: Batch, column: Int[Tensor, " b"], ids: Int[Tensor, "b k"], mask: Bool[Tensor, "b k"], *, plain: bool
+) -> tuple[Batch, Int[Tensor, "b k"]]:
+    """New tokens behind one column of each row (more masks, or an answer); the result is padded on the right.
+
+    Args:
+        batch: text without prompts.
+        column: the token behind which the new ones go, [b].
+        ids: the new tokens, [b, k], real where `mask` is true (real ones first).
+        mask: which of them exist.
+        plain: whether the new tokens never take an offset.
+
+    Returns:
+        The new batch, and the columns of the new tokens in it, [b, k].
+    """
+    size, added = ids.shape
+    real = batch.attention_mask.bool()
+    rank = real.long().cumsum(1) - 1
+    anchor = rank.gather(1, column[:, None])
+    count = mask.sum(1, keepdim=True)
+    width = batch.input_ids.shape[1] + added
+    text_column = (rank + count * (rank > anchor)).masked_fill(~real, width)
+    new_column = anchor + 1 + torch.arange(added, device=ids.device)
+
+    def spread(text: Tensor, new: Tensor, empty: int) -> Tensor:
+        out = text.new_full((size, width + 1), empty)
+        out.scatter_(1, text_column, text)
+        out.scatter_(1, new_column.masked_fill(~mask, width), new)
+        return out[:, :width]
+
+    old_plain = batch.plain if batch.plain is not None else torch.zeros_like(real)
+    # a slot stands before as many text tokens as it did; right behind the anchor it stands before an answer (plain),
+    # so that the answer is written behind the prompt, and behind additional masks
+    slots = {}
+    for name, at in batch.slots.items():
+        before = _before(real, at)
+        slots[name] = before + count[:, 0] * (before > anchor[:, 0] + int(plain))
+    segment_ids = None
+    if batch.segment_ids is not None:
+        same = batch.segment_ids.gather(1, column[:, None]).expand(size, added).contiguous()
+        segment_ids = spread(batch.segment_ids, same, 0)
+    grown = replace(
+        batch,
+        input_ids=spread(batch.input_ids, ids.clamp(min=0), 0),
+        attention_mask=spread(real.long(), mask.long(), 0),
+        segment_ids=segment_ids,
+        plain=spread(old_plain, torch.full_like(mask, plain), 0),
+        slots=slots,
+    )
+    return grown, new_column.clamp(max=width - 1)

@@ -1,0 +1,50 @@
+"""A read-only look at a frozen model's vocabulary: what prompts start from.
+
+Knows no family and no prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TableVocabulary:
+    """A read-only look at an embedding table, as `prompts.init` wants it."""
+
+    table: Any
+    tokenizer: Any
+    keys_values: Callable[[Int[Tensor, " n"]], Float[Tensor, "1 l 2 k n e"]]
+
+    def common(self, limit: int) -> Int[Tensor, " n"]:
+        """The first `limit` ordinary tokens in the order of their ids, which is by frequency in most vocabularies."""
+        special = set(self.tokenizer.all_special_ids)
+        size = min(len(self.tokenizer), self.table.weight.shape[0])
+        names = self.tokenizer.convert_ids_to_tokens(list(range(min(size, 4 * limit + 2000))))
+        ordinary = [
+            number
+            for number, name in enumerate(names)
+            if number not in special
+            and name is not None
+            and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
+        ]
+        return torch.tensor(ordinary[:limit])
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """Ids of a text, without special tokens."""
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Embeddings as the model sees them, float32 on the CPU."""
+        with torch.no_grad():
+            return self.table(ids.to(self.table.weight.device)).float().cpu()
+
+    def rms(self) -> float:
+        """Root mean square over the entries of common tokens."""
+        return float(self.embed(self.common(5000)).pow(2).mean().sqrt())

@@ -1,0 +1,79 @@
+"""Parts from their settings: a backbone that is loaded or held, a method, and sizes that fit a budget.
+
+Knows no task and no training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from promptuary import registry
+from promptuary.backbones.base import Backbone, BackboneConfig
+from promptuary.backbones.load import family_of, guess_family
+from promptuary.errors import ConfigError
+from promptuary.methods.base import Method, MethodConfig
+from promptuary.types import Shape
+
+
+def open_backbone(config: BackboneConfig) -> Backbone:
+    """Load a backbone; family "auto" is read from the model's config.
+
+    Raises:
+        ConfigError: no such model or family.
+    """
+    family = config.family if config.family != "auto" else guess_family(config.model, config.revision)
+    config = config.model_copy(update={"family": family})
+    loaded: Backbone = registry.load("backbones", family).load(config)
+    return loaded
+
+
+def hold_backbone(model: Any, tokenizer: Any, *, family: str = "auto", name: str | None = None) -> Backbone:
+    """A backbone around a transformers model that you hold already; `release()` gives it back as it came.
+
+    Args:
+        model: any text model of transformers, also one with a head for classification, tokens or answers to questions.
+        tokenizer: its fast tokenizer.
+        family: causal, seq2seq, masked or encoder; auto reads the model's class.
+        name: what saved prompts call the base; default: the name that it was loaded by.
+
+    Raises:
+        ConfigError: the class of the model belongs to no family.
+        SiteError: the model has no place for a prompt.
+    """
+    family = family if family != "auto" else family_of(model)
+    known = name or model.name_or_path or type(model).__name__
+    dtype = str(model.dtype).removeprefix("torch.")
+    config = BackboneConfig.read({"model": known, "family": family, "dtype": dtype}, where="backbone")
+    held: Backbone = registry.load("backbones", family)(model, tokenizer, config)
+    return held
+
+
+def build_method(config: MethodConfig, shape: Shape) -> Method:
+    """A method from its settings; `match_length` is resolved first."""
+    found = registry.load("methods", config.name)
+    if config.match_length is not None:
+        config = found.match_budget(config, config.match_length, shape)
+    made: Method = found(config, shape)
+    return made
+
+
+def match_budget(method: str, length: int, width: int | Shape, /, **settings: Any) -> MethodConfig:
+    """Settings of a method with at most as many trained parameters as prompt tuning of `length` rows.
+
+    Args:
+        method: its name.
+        length: rows of the prompt that is compared with.
+        width: width of the backbone's token embeddings, or its whole shape (`backbone.shape`).
+        settings: the method's own settings.
+
+    Raises:
+        ConfigError: no such method or setting, a size that is none, or even its smallest form is larger.
+    """
+    whole = width.width if isinstance(width, Shape) else width
+    for name, size in (("length", length), ("width", whole)):
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {size!r}")
+    found = registry.load("methods", str(method))
+    config: MethodConfig = found.Config.read({"name": method, **settings}, where="method")
+    resized: MethodConfig = found.match_budget(config, length, width if isinstance(width, Shape) else Shape(width))
+    return resized

@@ -1,0 +1,164 @@
+"""Properties of a prompt in use: folding, padding, batches, writing, precision, and a base that stays as it was.
+
+Knows no method by name; what it needs to know of one is in the case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptuary.errors import NotFoldable, SiteError
+from promptuary.testing import tiny
+from promptuary.testing.case import Case, expect, expect_close, expect_raised, gradient, padded
+from promptuary.types import Batch, Prompt
+
+
+def folded_equals_live(case: Case) -> None:
+    """The folded prompt scores as the live one within 1e-5, or a prompt that depends on the input refuses to fold."""
+    tuned = case.tuned()
+    assert tuned.method is not None
+    batch = tuned.batch(case.rows(tuned))
+    if tuned.method.needs:
+        expect_raised(NotFoldable, tuned.method.fold, "fold of a prompt that depends on the input")
+        return
+    folded = tuned.scores(batch)
+    expect_close(folded, tuned.train(True).scores(batch), "folded and live scores")
+
+
+def padding_on_either_side_changes_nothing(case: Case) -> None:
+    """More padding on the right, and padding on the left, give the same scores."""
+    tuned = case.tuned()
+    batch = tuned.batch(case.rows(tuned))
+    wanted = tuned.scores(batch)
+    expect_close(tuned.scores(padded(batch, right=5)), wanted, "scores with padding on the right")
+    expect_close(tuned.scores(padded(batch, left=5)), wanted, "scores with padding on the left")
+
+
+def a_row_of_a_batch_equals_that_row_alone(case: Case) -> None:
+    """The other rows of a batch do not matter."""
+    tuned = case.tuned()
+    rows = case.rows(tuned)
+    alone = torch.cat([tuned.scores(tuned.batch([row])) for row in rows])
+    expect_close(tuned.scores(tuned.batch(rows)), alone, "scores in a batch and alone")
+
+
+def row_order_is_irrelevant(case: Case) -> None:
+    """A permuted batch gives permuted scores."""
+    tuned = case.tuned()
+    rows, order = case.rows(tuned), [3, 1, 4, 0, 2]
+    permuted = tuned.scores(tuned.batch([rows[place] for place in order]))
+    expect_close(permuted, tuned.scores(tuned.batch(rows))[order], "scores of permuted rows")
+
+
+def rows_with_different_prompts_equal_separate_runs(case: Case) -> None:
+    """Two prompts and none at all, mixed in one batch, give what each gives in a batch of its own."""
+    backbone = case.backbone()
+    one, two = case.tuned(backbone, seed=1), case.tuned(backbone, seed=7)
+    batch = one.batch(case.rows(one))
+    prompts = [one.prompt(batch), two.prompt(batch), Prompt()]
+    which = torch.tensor([0, 1, 2, 1, 0])
+    words = one._words
+    assert words is not None
+    mixed = backbone.score(replace(batch, prompt_index=which), prompts, words)
+    separate = torch.stack([backbone.score(batch, prompts[int(k)], words)[row] for row, k in enumerate(which)])
+    expect_close(mixed, separate, "scores of mixed prompts")
+
+
+def cached_generation_equals_uncached(case: Case) -> None:
+    """The same tokens with and without a cache, and in a padded batch as alone (families that write)."""
+    tuned = case.tuned()
+    rows = case.rows(tuned)
+    batch = tuned.batch(rows)
+
+    def write(part: Batch, **options: Any) -> list[list[int]]:
+        return tuned.backbone.generate(part, tuned.prompt(part), max_new_tokens=6, **options)
+
+    cached = write(batch)
+    plain = write(batch, use_cache=False)
+    expect(cached == plain, f"with a cache {cached} is written, without one {plain}")
+    alone = [write(tuned.batch([row]))[0] for row in rows]
+    expect(cached == alone, f"in a batch {cached} is written, row by row {alone}")
+
+
+def second_turn_equals_fresh(case: Case) -> None:
+    """A conversation that goes on from a returned cache writes what the whole conversation anew would (causal)."""
+    tuned = case.tuned()
+    backbone = tuned.backbone
+    if backbone.answer_at != "end" or tuned.method is None:
+        return  # the cache of an encoder-decoder belongs to one text
+    batch = tuned.batch(case.rows(tuned)[1:2])
+    text = batch.input_ids.shape[1]
+    with tuned.attach() as model:
+        first = model.generate(
+            batch.input_ids, max_new_tokens=3, min_new_tokens=3, do_sample=False, return_dict_in_generate=True
+        )
+        more = backbone.vocabulary.common(9)[-3:][None]
+        whole = torch.cat([first.sequences, more], dim=1)
+
+        def go_on() -> Tensor:
+            return model.generate(whole, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+
+        if tuned.method.needs:
+            expect_raised(SiteError, go_on, "a second turn of a prompt that depends on the text")
+            return
+        cached = go_on()[0, whole.shape[1] :].tolist()
+    plain = torch.zeros_like(whole, dtype=torch.bool)
+    plain[:, text : text + 3] = True  # an answer takes no offset
+    anew = Batch(whole, torch.ones_like(whole), batch.index, plain=plain)
+    fresh = backbone.generate(anew, tuned.prompt(anew), max_new_tokens=4)[0]
+    cached = cached[: len(fresh)]
+    expect(cached == fresh, f"on the returned cache {cached} is written, anew {fresh}")
+
+
+def detaching_restores_the_base(case: Case) -> None:
+    """After a step of training, and after `attach`, the model's modules, values and outputs are those of before."""
+    kind = tiny.FAMILIES.get(case.family, case.family)
+    model, plain = tiny.model(kind), tiny.model(kind)
+    spare = case.backbone()
+    backbone = type(spare)(model, spare.tokenizer, spare.config)
+    tuned = case.tuned(backbone).train(True)
+    tuned.loss(tuned.batch(case.rows(tuned))).total.backward()
+    backbone.release()
+    _expect_same(model, plain, "after release")
+    if tuned.method is not None and not tuned.method.needs:
+        with case.tuned(spare).attach(model):
+            pass
+        _expect_same(model, plain, "after attach")
+
+
+def _expect_same(model: Any, plain: Any, when: str) -> None:
+    """Bit for bit, down to what hangs on each module."""
+    names = [[name for name, _ in one.named_modules()] for one in (model, plain)]
+    expect(names[0] == names[1], f"{when}: the model has other modules")
+    for (name, module), other in zip(model.named_modules(), plain.modules(), strict=True):
+        left = sorted(vars(module).keys() ^ vars(other).keys())
+        expect(not left and type(module) is type(other), f"{when}: {name or 'the model'} keeps {left or type(module)}")
+    state, wanted = model.state_dict(), plain.state_dict()
+    changed = [name for name, value in wanted.items() if not torch.equal(state[name], value)]
+    expect(not changed, f"{when}: {changed} changed")
+    expect(all(p.requires_grad for p in model.parameters()), f"{when}: parameters stay frozen")
+    inputs = {"input_ids": torch.tensor([[7, 8, 9, 10]])}
+    if "decoder_start_token_id" in model.config.to_dict() and model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([[1, 7]])
+    with torch.no_grad():
+        one, two = model(**inputs)[0], plain(**inputs)[0]
+    expect(torch.equal(one, two), f"{when}: the outputs differ")
+
+
+def mixed_precision_is_finite(case: Case) -> None:
+    """Under bf16 autocast, and on a bfloat16 backbone, loss and gradients are finite; the prompt stays in float32."""
+    for backbone in (case.backbone(), case.backbone(dtype="bfloat16")):
+        where = f"on a {backbone.config.dtype} backbone"
+        tuned = case.tuned(backbone).train(True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = tuned.loss(tuned.batch(case.rows(tuned))).total
+        loss.backward()
+        expect(bool(loss.isfinite()), f"the loss is {float(loss.detach())} {where}")
+        for group in tuned.trained():
+            expect(group.parameter.dtype == torch.float32, f"{group.name} is {group.parameter.dtype} {where}")
+            finite = bool(gradient(group.parameter, group.name).isfinite().all())
+            expect(finite, f"the gradient of {group.name} is not finite {where}")

@@ -1,0 +1,208 @@
+"""One cell of the contract table: a method on a family, with the models, data and comparisons that a property needs.
+
+Knows no method by name and no property.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptuary import registry
+from promptuary.backbones.base import Backbone
+from promptuary.config import Run, load_run
+from promptuary.data.collate import Row
+from promptuary.methods.base import Method, MethodConfig
+from promptuary.tasks.classify import Classify, ClassifyConfig
+from promptuary.testing import tiny
+from promptuary.tuned import Tuned
+from promptuary.types import Batch
+
+TEXTS = (
+    "a red apple was good",
+    "the old dog sleeps in the sun and sings",
+    "blue sky",
+    "never cold but always very hot",
+    "six birds eat one plum",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one family, with everything a property needs.
+
+    `settings`: the method's settings for tiny models; `folder`: an empty folder of its own; `card`: the method's card.
+    """
+
+    method: type[Method]
+    family: str
+    settings: Mapping[str, Any]
+    folder: Path
+    card: Path | None = None
+
+    def config(self, **changes: Any) -> MethodConfig:
+        """The method's settings for tiny models."""
+        made: MethodConfig = self.method.Config.read(
+            {"name": self.method.name, **self.settings, **changes}, where="method"
+        )
+        return made
+
+    def backbone(self, seed: int = 0, **settings: Any) -> Backbone:
+        """A fresh tiny model of the family."""
+        return tiny.backbone(self.family, seed, **settings)
+
+    def tuned(self, backbone: Backbone | None = None, seed: int = 0, **changes: Any) -> Tuned:
+        """The method on a small classification task, started and slightly moved so that every part matters."""
+        backbone = backbone if backbone is not None else self.backbone()
+        words = {"positive": "good", "negative": "bad", "neutral": "maybe"}
+        task = Classify(ClassifyConfig(template="{text} it was {mask}", labels=words))
+        tuned = Tuned(backbone, task, self.method(self.config(**changes), backbone.shape), max_length=40)
+        tuned.initialise(torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for group in tuned.trained():
+                group.parameter.add_(0.1 * torch.randn(group.parameter.shape, generator=generator))
+        return tuned.train(False)
+
+    def rows(self, tuned: Tuned) -> list[Row]:
+        """Encoded examples with labels."""
+        labels = itertools.cycle(("positive", "negative", "neutral"))
+        return tuned.rows([{"text": text, "label": next(labels)} for text in TEXTS], labelled=True)
+
+    def run(
+        self,
+        name: str,
+        *,
+        steps: int = 12,
+        seed: int = 0,
+        train: Mapping[str, Any] | None = None,
+        method: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """A run on a toy data set in which the first word decides; its folder is `name`."""
+        source = self.folder / "toy"
+        if not source.exists():
+            write_toy(source)
+        return load_run(
+            {
+                "task": {
+                    "name": "classify",
+                    "template": "{text} it was {mask}",
+                    "labels": {"positive": "good", "negative": "bad"},
+                },
+                "data": {"source": str(source), "max_length": 40},
+                "backbone": {
+                    "model": f"tiny-{self.family}",
+                    "family": tiny.FAMILY[tiny.FAMILIES.get(self.family, self.family)],
+                },
+                "method": method if method is not None else self.config().model_dump(),
+                "train": {"steps": steps, "batch_size": 6, "evaluate_every": 5, "save_every": 3, **(train or {})},
+                "seed": seed,
+                "out": str(self.folder / name),
+            }
+        )
+
+
+def case_of(
+    method: type[Method],
+    family: str,
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    card: Path | None = None,
+) -> Case:
+    """One cell of the table; the method becomes known in this process by its name, which saved prompts hold."""
+    registry.add("methods", method)
+    return Case(method, family, method.tiny if settings is None else settings, folder, card)
+
+
+def write_toy(folder: Path) -> None:
+    """A tiny data set: the first word decides the label."""
+    folder.mkdir(parents=True)
+    words = torch.Generator().manual_seed(5)
+    fillers = tiny.WORDS[20:60]
+    for name, count in (("train", 30), ("validation", 8), ("test", 8)):
+        lines = []
+        for number in range(count):
+            label = ("positive", "negative")[number % 2]
+            length = int(torch.randint(2, 7, (1,), generator=words))
+            rest = [fillers[int(place)] for place in torch.randint(len(fillers), (length,), generator=words)]
+            lines.append(json.dumps({"text": " ".join([("red", "blue")[number % 2], *rest]), "label": label}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- comparisons: no `assert`, which python -O leaves out and which has no message outside pytest -------------------
+
+
+def expect(condition: bool, message: str) -> None:
+    """Fail with a message unless the condition holds.
+
+    Raises:
+        AssertionError: with the message.
+    """
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_close(found: Tensor, wanted: Tensor, what: str, tolerance: float = 1e-5) -> None:
+    """Two tensors agree within `tolerance` times the largest finite value (at least one).
+
+    Raises:
+        AssertionError: `what` and by how much they differ.
+    """
+    found, wanted = found.detach(), wanted.detach()
+    expect(found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+    difference = float((found - wanted).abs().max())
+    scale = max(1.0, float(wanted[wanted.isfinite()].abs().max()))
+    expect(difference <= tolerance * scale, f"{what}: differs by {difference:.1e} on a scale of {scale:.1e}")
+
+
+def expect_raised(kind: type[Exception], call: Callable[[], Any], what: str) -> str:
+    """The message of the error that `call` raises.
+
+    Raises:
+        AssertionError: it raises none of that kind; any other error passes through.
+    """
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"{what}: {kind.__name__} was not raised")
+
+
+def gradient(parameter: torch.nn.Parameter, name: str) -> Tensor:
+    """The gradient of a tensor.
+
+    Raises:
+        AssertionError: it has none.
+    """
+    if parameter.grad is None:
+        raise AssertionError(f"{name} got no gradient")
+    return parameter.grad
+
+
+def logged(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)
+
+
+def padded(batch: Batch, left: int = 0, right: int = 0) -> Batch:
+    """The batch with more columns of padding."""
+
+    def pad(value: Tensor | None, filling: int) -> Tensor | None:
+        return None if value is None else torch.nn.functional.pad(value, (left, right), value=filling)
+
+    return replace(
+        batch,
+        input_ids=torch.nn.functional.pad(batch.input_ids, (left, right)),
+        attention_mask=torch.nn.functional.pad(batch.attention_mask, (left, right)),
+        segment_ids=pad(batch.segment_ids, 0),
+        plain=pad(batch.plain, False),
+        slots={name: at + left for name, at in batch.slots.items()},
+    )

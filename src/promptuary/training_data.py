@@ -1,0 +1,135 @@
+"""What a run is fed: encoded rows of each split, the rows of each step, and the parts in which a step runs.
+
+Knows no optimiser, checkpoint or listener. All chance comes from seed, epoch and place: any step can be asked for by
+itself, which is what resuming does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from promptuary.config import Run
+from promptuary.data.augment import augmented
+from promptuary.data.collate import Row, batches
+from promptuary.data.load import Splits
+from promptuary.data.splits import SPLITS, naming
+from promptuary.errors import ConfigError
+from promptuary.tuned import Tuned
+
+
+def seeded(seed: int, *parts: int) -> torch.Generator:
+    """A generator for one purpose: the same seed and parts give the same numbers."""
+    value = seed
+    for part in parts:
+        value = (value * 1_000_003 + part + 1) % (2**63)
+    return torch.Generator().manual_seed(value)
+
+
+class Feed:
+    """The rows of a run, in the order in which it takes them."""
+
+    def __init__(self, run: Run, splits: Splits, tuned: Tuned) -> None:
+        """Encode every split; the test rows too: what is wrong with them should be known before training.
+
+        Raises:
+            DataError: names the split and the row that is wrong.
+            ConfigError: a text, its answer and the prompt exceed the positions of the model.
+        """
+        self.run, self.tuned, self.examples = run, tuned, splits.train
+        self.rows: dict[str, list[Row]] = {}
+        for name in SPLITS:
+            with naming(name):
+                self.rows[name] = tuned.rows(getattr(splits, name), labelled=True)
+        self._check_positions()
+        # no answer is among them: a task refuses a template that shows one
+        self._varied = sorted(set(tuned.task.template.fields))
+        self._epoch, self._order = -1, list[list[int]]()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass."""
+        return math.ceil(len(self.rows["train"]) / self.run.train.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        settings = self.run.train
+        return settings.steps if settings.epochs is None else max(1, round(settings.epochs * self.steps_per_epoch))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the training texts, in rising order."""
+        return sorted(len(row.encoded.ids) for row in self.rows["train"])
+
+    def notes(self) -> list[str]:
+        """What a person should know about the texts."""
+        cut = {split: sum(row.encoded.cut > 0 for row in rows) for split, rows in self.rows.items()}
+        counts = ", ".join(f"{count} {split}" for split, count in cut.items() if count)
+        notes = [f"texts cut to data.max_length={self.run.data.max_length}: {counts}"] if counts else []
+        limit = self.tuned.offset_rows
+        longer = sum(length > limit for length in self.lengths) if limit is not None else 0
+        if longer:
+            table = f"the offset table of {limit} rows"
+            notes.append(f"{longer} training texts are longer than {table}; raise method.max_tokens")
+        return notes
+
+    def at(self, step: int) -> list[Row]:
+        """The rows of one step, in their order; the same whenever it is asked for."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch != epoch:
+            # by the lengths of the texts as they are, so that the order is the same with and without augmentation
+            self._order = batches(
+                [len(row.encoded.ids) for row in self.rows["train"]],
+                self.run.train.batch_size,
+                generator=seeded(self.run.seed, 3, epoch),
+                bucket=self.run.train.bucket,
+            )
+            self._epoch = epoch
+        return [self._variant(index, epoch) for index in self._order[place]]
+
+    def parts(self, rows: Sequence[Row], largest: int | None = None) -> list[Sequence[Row]]:
+        """Rows of one process, cut into as many parts as accumulation asks for, and none larger than `largest`."""
+        size = max(1, math.ceil(len(rows) / self.run.train.accumulation))
+        size = size if largest is None else min(size, largest)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """What the mean loss of these rows is taken over: examples, or tokens of the answers."""
+        if self.tuned.task.reading == "text":
+            return float(sum(len(row.target_ids or ()) for row in rows))
+        return float(len(rows))
+
+    def _variant(self, index: int, epoch: int) -> Row:
+        """A training row as this epoch sees it; only its text may differ from the row itself."""
+        row, config = self.rows["train"][index], self.run.data.augment
+        if not config.active:
+            return row
+        generator, example = seeded(self.run.seed, 4, epoch, index), dict(self.examples[index])
+        for name in self._varied:
+            if isinstance(example[name], str):
+                example[name] = augmented(example[name], config, generator)
+        pieces = self.tuned.task.fill(example, labelled=True).pieces
+        # other words next to each other can make more tokens than the text had
+        limit = self.tuned.backbone.max_positions
+        room = self.tuned.max_length if limit is None else limit - self.added - self.tuned.answer_positions(row)
+        return replace(row, encoded=self.tuned.backbone.encode(pieces, min(room, self.tuned.max_length)))
+
+    def _check_positions(self) -> None:
+        limit = self.tuned.backbone.max_positions
+        self.added = self.tuned.added_tokens
+        sizes = [
+            (len(row.encoded.ids), self.tuned.answer_positions(row)) for rows in self.rows.values() for row in rows
+        ]
+        text, answer = max(sizes, key=sum)
+        if limit is not None and text + answer + self.added > limit:
+            more = f", the answer ({answer} tokens)" if answer else ""
+            room = limit - self.added - answer
+            fix = f"lower data.max_length to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
+            raise ConfigError(
+                f"the longest text ({text} tokens){more} and the prompt ({self.added} rows) exceed the "
+                f"model's {limit} positions; {fix}"
+            )

@@ -1,0 +1,108 @@
+"""What a run says of itself: its plan before the first step, and the facts of result.json after the last.
+
+Changes nothing and knows no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from promptuary import memory
+from promptuary.evaluation import Evaluation
+from promptuary.runs import versions
+from promptuary.training_state import Progress
+
+if TYPE_CHECKING:
+    from promptuary.training import Training
+
+WRITES = [
+    "run.yaml", "environment.json", "metrics.jsonl", "checkpoints/", "prompt/", "result.json", "predictions.jsonl",
+]  # fmt: skip
+"""What a run writes, for its plan."""
+
+
+def sizes(training: Training) -> dict[str, int]:
+    """Examples of each split."""
+    return {name: len(rows) for name, rows in training.rows.items()}
+
+
+def plan(training: Training) -> dict[str, Any]:
+    """What the run will do, before it does."""
+    run, trained = training.settings, training.tuned.trainable_parameters
+    lengths = training.feed.lengths
+    typical = lengths[int(0.95 * (len(lengths) - 1))] + training.tuned.added_tokens
+    weights = sum(p.numel() * p.element_size() for p in training.backbone.model.parameters())
+    per_part = math.ceil(run.train.batch_size / run.train.accumulation)
+    # about 20 saved values of the hidden width per token and layer (measured: 18 on T5-base, 22 on GPT-2)
+    saved = 20 * training.backbone.layers * training.backbone.shape.width * typical * per_part
+    saved *= 2 if run.backbone.dtype in ("bfloat16", "float16") else 4
+    return {
+        "method": training.method.name,
+        "task": training.task.name,
+        "backbone": f"{run.backbone.model} ({training.backbone.name}, {training.backbone.device.type})",
+        "examples": sizes(training),
+        "split_hash": training.splits.hash,
+        "longest_text": lengths[-1],
+        "cut_texts": sum(row.encoded.cut > 0 for row in training.rows["train"]),
+        "steps": training.steps,
+        "batch_size": run.train.batch_size,
+        "trainable_parameters": trained,
+        "added_tokens": training.tuned.added_tokens,
+        "memory_bytes_estimate": weights + saved + trained * 16,
+        "prompt_bytes": trained * 4,
+        "out": str(training.folder.path),
+        "writes": WRITES,
+    }
+
+
+def verdict(progress: Progress) -> list[str]:
+    """What the numbers of the result do not say by themselves."""
+    notes = list[str]()
+    if progress.best_step == 0:
+        notes.append(
+            "no validation was better than the one before training, so the prompt that is saved is untrained; "
+            "train longer, change method.prompt_lr, or validate on more rows"
+        )
+    if progress.skipped:
+        notes.append(f"{progress.skipped} of {progress.step} steps were not finite and were skipped")
+    return notes
+
+
+def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
+    """Everything in result.json.
+
+    Args:
+        training: at its end, with the best tensors put back.
+        tested: scores on the test split.
+        notes: what `verdict` found.
+    """
+    run, progress, primary = training.settings, training.progress, training.task.metrics[0]
+    return {
+        "method": training.method.name,
+        "task": run.suite or run.task.name,
+        "data": run.data.source,
+        "backbone": run.backbone.model,
+        "seed": run.seed,
+        "metrics": tested.scores,
+        "primary_metric": primary,
+        "interval_95": tested.interval,
+        "validation": {primary: progress.best},
+        "examples": sizes(training),
+        "split_hash": training.splits.hash,
+        "skipped_rows": training.splits.skipped,
+        "trainable_parameters": training.tuned.trainable_parameters,
+        "added_tokens": training.tuned.added_tokens,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "seconds_per_step_median": progress.median,
+        "train_seconds": progress.seconds,
+        "peak_memory_bytes": memory.peak(training.backbone.device),
+        "rollbacks": progress.rollbacks,
+        "skipped_steps": progress.skipped,
+        "micro_batch": progress.micro_batch,
+        "notes": [*training.splits.notes, *training.feed.notes(), *notes],
+        "versions": versions(),
+        "run_hash": run.hash(),
+    }
