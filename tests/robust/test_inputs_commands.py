@@ -16,6 +16,8 @@ import pytest
 
 import promptuary.cli.doctor
 import promptuary.demo
+import promptuary.exports.peft
+import promptuary.hub
 from cli.cli_user import Said, command, environment
 from promptuary import checkpoint, config, registry
 from promptuary.cli.main import main
@@ -27,6 +29,10 @@ WORKS = {
     "evaluate": ["evaluate", "ROOT/trained-masked", "--predictions", "TMP/rows.jsonl"],
     "predict": ["predict", "ROOT/trained-masked", "a cat"],
     "inspect": ["inspect", "ROOT/trained-masked", "--picture", "TMP/picture.png"],
+    "export": ["export", "ROOT/trained-masked", "--to", "peft", "--out", "TMP/export"],
+    "import": ["import", "ROOT/exported", "--model", "ROOT/masked", "--out", "TMP/import"],
+    "push": ["push", "ROOT/trained-masked", "ann/films"],
+    "pull": ["pull", "ann/films", "--out", "TMP/pulled"],
     "methods": ["methods"],
     "schema": ["schema", "--out", "TMP/schema.json"],
     "doctor": ["doctor"],
@@ -39,6 +45,10 @@ MISSING = {
     "evaluate": ["evaluate", "TMP/prompt"],
     "predict": ["predict", "TMP/prompt", "a cat"],
     "inspect": ["inspect", "TMP/prompt"],
+    "export": ["export", "TMP/prompt", "--to", "peft", "--out", "TMP/export"],
+    "import": ["import", "TMP/peft", "--model", "ROOT/masked", "--out", "TMP/import"],
+    "push": ["push", "TMP/prompt", "ann/films"],
+    "pull": ["pull", "films", "--out", "TMP/pulled"],
     "methods": ["methods", "TMP/file"],
     "schema": ["schema", "--out", "ROOT/file/schema.json"],
     "doctor": ["doctor", "TMP/file"],
@@ -51,6 +61,10 @@ CALLED: dict[str, tuple[Any, str]] = {
     "evaluate": (checkpoint, "load_prompt"),
     "predict": (checkpoint, "load_prompt"),
     "inspect": (checkpoint, "load_prompt"),
+    "export": (checkpoint, "load_prompt"),
+    "import": (promptuary.exports.peft, "load"),
+    "push": (promptuary.hub, "push_prompt"),
+    "pull": (promptuary.hub, "pull_prompt"),
     "methods": (registry, "names"),
     "schema": (config, "schema"),
     "doctor": (promptuary.cli.doctor, "_memory"),
@@ -62,13 +76,17 @@ READS = {
     "evaluate": "trained-masked/prompt/prompt.json",
     "predict": "trained-masked/prompt/prompt.safetensors",
     "inspect": "trained-masked/prompt/prompt.json",
+    "export": "trained-masked/prompt/prompt.json",
+    "import": "exported/adapter_config.json",
 }
-WRITES = ("train", "evaluate", "inspect", "schema")
+WRITES = ("train", "evaluate", "inspect", "export", "import", "schema")
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return inputs.make(tmp_path_factory.mktemp("commands"))
+    made = inputs.make(tmp_path_factory.mktemp("commands"))
+    assert inputs.say("export", made / "trained-masked", "--to", "peft", "--out", made / "exported").code == 0
+    return made
 
 
 @pytest.fixture
@@ -106,7 +124,7 @@ def test_a_missing_file(verb: str, place: inputs.Place) -> None:
     said = inputs.say(*given(place, MISSING[verb]))
     last = one_line(said, 2)
     assert said.err.count("\n") == 1
-    assert any(part in last for part in ("nowhere", "run.yaml", "prompt", "TMP/file", "file")), last
+    assert any(part in last for part in ("nowhere", "run.yaml", "prompt", "peft", "films", "file")), last
     assert tree(place.tmp) == []
 
 
@@ -187,11 +205,11 @@ def test_no_permission_to_read_the_data(verb: str, place: inputs.Place, forbid: 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [verb for verb in WORKS if verb != "demo"])
+@pytest.mark.parametrize("verb", [verb for verb in WORKS if verb not in ("demo", "push", "pull")])
 def test_a_full_disk_under_the_output(verb: str, place: inputs.Place) -> None:
     """/dev/full is a real full disk."""
     line = given(place, WORKS[verb])
-    words = [*line, "--json"] if "--out" not in line or verb == "train" else [*line[:1], "--json"]
+    words = [*line, "--json"] if "--out" not in line or verb in ("train", "export", "import") else [*line[:1], "--json"]
     with open("/dev/full", "w") as full, contextlib.redirect_stdout(full), _quiet() as err:
         code = main(words)
     assert code == 1
