@@ -44,6 +44,9 @@ class TrainConfig(Settings):
     )
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together; DePT: 1.0")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 runs the model under autocast")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: much less memory, about 1.3 times the time"
+    )
     bucket: bool = Field(True, description="batches of similar length (seeded, order stays random across buckets)")
     evaluate_every: int | None = Field(None, ge=1, description="steps between validations; without it a tenth of all")
     patience: int | None = Field(None, ge=1, description="stop after this many validations without a better score")

@@ -241,12 +241,19 @@ class Tuned(nn.Module):
             return int((batch.target_ids >= 0).sum())
         return len(batch)
 
+    def outputs(self, batch: Batch) -> Tensor:
+        """What the backbone says of each row: scores as the task reads them, or [b] losses of the written answers."""
+        if self.task.reading == "text":
+            return self.backbone.answer_losses(batch, self.prompt(batch))
+        return self.scores(batch)
+
     def loss(self, batch: Batch) -> Losses:
         """Mean loss over `weight(batch)`."""
-        if self.task.reading == "text":
-            total = self.backbone.answer_loss(batch, self.prompt(batch))
-        else:
-            total = self.task.loss(self.scores(batch), batch)
+        return self.losses(self.outputs(batch), batch)
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Losses:
+        """The mean loss from what the backbone said."""
+        total = outputs.sum() if self.task.reading == "text" else self.task.loss(outputs, batch)
         mean = total / max(self.weight(batch), 1)
         return Losses(mean) if self.method is None else self.method.loss(mean)
 

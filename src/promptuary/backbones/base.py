@@ -54,6 +54,15 @@ class BackboneConfig(Settings):
         0.05, gt=0, description="of the cosine to class prototypes (encoder); sentence-transformers uses a scale of 20"
     )
     dropout: bool = Field(False, description="run the frozen model's dropout in training; off is faster (our choice)")
+    share_prefix: bool = Field(
+        True, description="causal models: run what rows begin with in common, such as the prompt, once for all of them"
+    )
+    narrow_head: bool = Field(
+        True, description="compute logits only where they are read, for asked words only, and losses in chunks"
+    )
+    kept_mib: int = Field(
+        256, ge=0, description="most memory for keys and values that are kept for later use, in MiB; 0 keeps none"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only ever set by hand")
 
 
@@ -329,8 +338,8 @@ class Backbone(abc.ABC):
         """Scores of answers of several tokens."""
         raise SiteError(f"the {self.name} family does not score words; use task.reading: head")
 
-    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
-        """Sum of the negative log-probabilities of `batch.target_ids`; the head runs on their positions only."""
+    def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
+        """Negative log-probability of `batch.target_ids` of each row; the head runs on their positions only."""
         raise SiteError(f"the {self.name} family does not write text; use a causal or seq2seq model")
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:

@@ -81,16 +81,17 @@ class Causal(Backbone):
         logits = self.logits(grown, _repeat(prompts, rows, len(batch)), read)
         return phrase_scores(logits, ids, mask).view(len(batch), count)
 
-    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
+    def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
         """Teacher forcing on the answer behind the text."""
         assert batch.target_ids is not None
         mask = batch.target_ids != IGNORED
         grown, columns = insert_after(batch, batch.slots[ANSWER], batch.target_ids, mask, plain=True)
         read = torch.cat([grown.slots[ANSWER][:, None], columns[:, :-1]], dim=1)
         logits = self.logits(grown, prompts, read).float()
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="none"
         )
+        return losses.view(batch.target_ids.shape).sum(1)
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate` on left-padded virtual ids."""

@@ -111,15 +111,16 @@ class Seq2Seq(Backbone):
         logits = self._decode(states, placed, start, at)
         return phrase_scores(logits, ids, mask).view(len(batch), count)
 
-    def answer_loss(self, batch: Batch, prompts: Prompts) -> Float[Tensor, ""]:
+    def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
         """Teacher forcing in the decoder."""
         assert batch.target_ids is not None
         placed = self.place(batch, prompts)
         start, at = self._started(batch.target_ids)
         logits = self._decode(self._encode(placed), placed, start, at).float()
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="none"
         )
+        return losses.view(batch.target_ids.shape).sum(1)
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate`; the prompt is in the encoder's input only."""

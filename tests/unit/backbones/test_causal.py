@@ -114,7 +114,7 @@ def test_answer_loss_equals_the_models_own_loss_with_labels(kind: str, parts: st
     for row, answer in enumerate(answers):
         target[row, : len(answer)] = torch.tensor(answer)
     given = replace(by_hand.texts(backbone), target_ids=target)
-    loss, expected = backbone.answer_loss(given, ours), torch.tensor(0.0)
+    loss, expected = backbone.answer_losses(given, ours).sum(), torch.tensor(0.0)
     for row, answer in enumerate(answers):
         ids = [*by_hand.tokens(given, row), *answer]
         embedded = by_hand.prompted(raw, ids, theirs, plain=len(answer))
@@ -122,7 +122,7 @@ def test_answer_loss_equals_the_models_own_loss_with_labels(kind: str, parts: st
         labels[0, -len(answer) :] = torch.tensor(answer)
         expected = expected + raw(inputs_embeds=embedded, labels=labels).loss * len(answer)
     torch.testing.assert_close(loss, expected, **by_hand.CLOSE)
-    torch.testing.assert_close(backbone.answer_loss(by_hand.left(given), ours), expected, **by_hand.CLOSE)
+    torch.testing.assert_close(backbone.answer_losses(by_hand.left(given), ours).sum(), expected, **by_hand.CLOSE)
     if parts == "none":
         return
     loss.backward()
@@ -222,7 +222,7 @@ def test_rows_between_the_text_and_the_answer(kind: str) -> None:
             found = backbone.score(batch, prompt, phrases)[row, 1]
             torch.testing.assert_close(found, expected.mean(), **by_hand.CLOSE)
         target = replace(given, target_ids=torch.tensor([phrase] * 3)).rows(torch.tensor([row]))
-        torch.testing.assert_close(backbone.answer_loss(target, prompt), -expected.sum(), **by_hand.CLOSE)
+        torch.testing.assert_close(backbone.answer_losses(target, prompt).sum(), -expected.sum(), **by_hand.CLOSE)
 
 
 @every
@@ -230,13 +230,13 @@ def test_a_bfloat16_model_trains_a_float32_prompt(kind: str) -> None:
     backbone = tiny.backbone(kind, dtype="bfloat16")
     prompt = Prompt(by_hand.rows(3), by_hand.offset())
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
-    loss = backbone.answer_loss(given, prompt)
+    loss = backbone.answer_losses(given, prompt).sum()
     loss.backward()
     for leaf in (prompt.rows, prompt.offset.left, prompt.offset.right):
         assert leaf.grad.dtype == torch.float32
         assert bool(leaf.grad.isfinite().all())
         assert float(leaf.grad.abs().max()) > 0
-    exact = tiny.backbone(kind).answer_loss(given, prompt)
+    exact = tiny.backbone(kind).answer_losses(given, prompt).sum()
     assert float(((loss - exact).abs() / exact).detach()) < 0.05
     assert len(backbone.generate(given, prompt, max_new_tokens=3)) == 3
 

@@ -173,4 +173,4 @@ def test_a_masked_model_does_not_write() -> None:
     with pytest.raises(SiteError, match="does not write text"):
         backbone.generate(by_hand.texts(backbone), Prompt(), max_new_tokens=2)
     with pytest.raises(SiteError, match="does not write text"):
-        backbone.answer_loss(by_hand.texts(backbone), Prompt())
+        backbone.answer_losses(by_hand.texts(backbone), Prompt()).sum()

@@ -65,7 +65,7 @@ def test_a_prompt_is_trained_and_used_on_a_quantised_model(folder: str, bits: Bi
     given = replace(by_hand.texts(plain), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
     ours, exact = prompt(), prompt()
     frozen = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
-    loss, expected = quiet(backbone.answer_loss, given, ours), plain.answer_loss(given, exact)
+    loss, expected = quiet(backbone.answer_losses, given, ours).sum(), plain.answer_losses(given, exact).sum()
     loss.backward()
     expected.backward()
     assert abs(loss.item() - expected.item()) < 0.05 * expected.item()
@@ -104,12 +104,12 @@ def test_training_goes_on_after_an_evaluation(folder: str, bits: Bits, dtype: st
     backbone = opened(folder, bits, dtype)
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
     before, after = prompt(), prompt()
-    quiet(backbone.answer_loss, given, before).backward()
+    quiet(backbone.answer_losses, given, before).sum().backward()
     frozen = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
     written = quiet(backbone.generate, given, before, max_new_tokens=2)
     with torch.no_grad():
-        quiet(backbone.answer_loss, given, before)
-    quiet(backbone.answer_loss, given, after).backward()
+        quiet(backbone.answer_losses, given, before).sum()
+    quiet(backbone.answer_losses, given, after).sum().backward()
     assert float(after.rows.grad.abs().max()) > 0
     assert torch.equal(after.rows.grad, before.rows.grad)
     assert torch.equal(after.offset.left.grad, before.offset.left.grad)
@@ -123,7 +123,7 @@ def test_a_width_below_one_block_of_four_bits_works(tmp_path: Path) -> None:
     made = Prompt(by_hand.rows(3))
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
     written = backbone.generate(given, made, max_new_tokens=2)
-    backbone.answer_loss(given, made).backward()
+    backbone.answer_losses(given, made).sum().backward()
     assert len(written) == 3
     assert float(made.rows.grad.abs().max()) > 0
 

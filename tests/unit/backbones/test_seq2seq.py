@@ -102,7 +102,7 @@ def test_answer_loss_equals_the_models_own_loss_with_labels(kind: str, parts: st
     for row, answer in enumerate(answers):
         target[row, : len(answer)] = torch.tensor(answer)
     given = replace(by_hand.texts(backbone), target_ids=target)
-    loss, expected = backbone.answer_loss(given, ours), torch.tensor(0.0)
+    loss, expected = backbone.answer_losses(given, ours).sum(), torch.tensor(0.0)
     start = by_hand.start_of(backbone)
     for row, answer in enumerate(answers):
         embedded = by_hand.prompted(raw, by_hand.tokens(given, row), theirs)
@@ -114,7 +114,7 @@ def test_answer_loss_equals_the_models_own_loss_with_labels(kind: str, parts: st
             torch.testing.assert_close(raw(inputs_embeds=embedded, labels=labels).loss, own.mean(), **by_hand.CLOSE)
         expected = expected + own[len(start) - 1 :].sum()
     torch.testing.assert_close(loss, expected, **by_hand.CLOSE)
-    torch.testing.assert_close(backbone.answer_loss(by_hand.left(given), ours), expected, **by_hand.CLOSE)
+    torch.testing.assert_close(backbone.answer_losses(by_hand.left(given), ours).sum(), expected, **by_hand.CLOSE)
     if parts == "none":
         return
     loss.backward()
@@ -169,7 +169,7 @@ def test_the_decoders_input_is_untouched_by_the_prompt(kind: str) -> None:
     )
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
     prompt = Prompt(by_hand.rows(3), by_hand.offset())
-    backbone.answer_loss(given, prompt)
+    backbone.answer_losses(given, prompt).sum()
     backbone.score(given, prompt, by_hand.candidates(backbone, "good", "not bad"))
     written = backbone.generate(given, prompt, max_new_tokens=4)
     handle.remove()
@@ -184,13 +184,13 @@ def test_a_bfloat16_model_trains_a_float32_prompt(kind: str) -> None:
     backbone = tiny.backbone(kind, dtype="bfloat16")
     prompt = Prompt(by_hand.rows(3), by_hand.offset())
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
-    loss = backbone.answer_loss(given, prompt)
+    loss = backbone.answer_losses(given, prompt).sum()
     loss.backward()
     for leaf in (prompt.rows, prompt.offset.left, prompt.offset.right):
         assert leaf.grad.dtype == torch.float32
         assert bool(leaf.grad.isfinite().all())
         assert float(leaf.grad.abs().max()) > 0
-    exact = tiny.backbone(kind).answer_loss(given, prompt)
+    exact = tiny.backbone(kind).answer_losses(given, prompt).sum()
     assert float(((loss - exact).abs() / exact).detach()) < 0.05
 
 

@@ -272,7 +272,7 @@ def test_an_answer_takes_no_offset(kind: str) -> None:
     expected = sum(
         cross_entropy(x[at : at + len(answer)], answer, reduction="sum") for x, at in zip(logits, first, strict=True)
     )
-    torch.testing.assert_close(backbone.answer_loss(batch, folded), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(backbone.answer_losses(batch, folded).sum(), expected, rtol=1e-4, atol=1e-3)
 
 
 @contextmanager
@@ -296,7 +296,7 @@ def test_inputs_of_the_decoder_are_untouched(kind: str) -> None:
     asked = []
     for prompt in (Prompt(), made(backbone).fold()):
         with recorded(decoder.embed_tokens) as seen:
-            backbone.answer_loss(batch, prompt)
+            backbone.answer_losses(batch, prompt).sum()
         ids, out = seen[-1]
         assert torch.equal(out, weight[ids])
         asked.append(ids)
