@@ -129,10 +129,11 @@ class Backbone(abc.ABC):
 
     def key_value_shape(self) -> tuple[int, int, int]:
         """Layers, heads and width of a head of the keys and values that a prompt may bring."""
-        facts = self.model.config.to_dict()
-        heads = facts.get("num_attention_heads") or facts.get("n_head") or 1
-        width = facts.get("hidden_size") or facts.get("n_embd") or heads
-        layers = facts.get("num_hidden_layers") or facts.get("n_layer") or 1
+        facts, names = self.model.config.to_dict(), self.model.config.attribute_map
+        facts |= {name: facts[own] for name, own in names.items() if facts.get(own)}
+        heads = facts.get("num_attention_heads") or 1
+        width = facts.get("hidden_size") or heads
+        layers = facts.get("num_hidden_layers") or 1
         return layers, facts.get("num_key_value_heads") or heads, facts.get("head_dim") or width // heads
 
     def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:

@@ -124,7 +124,7 @@ class Causal(Backbone):
         """The model's own `generate` on left-padded virtual ids."""
         placed = self.place(batch, prompts)
         window = window_of(self.model) is not None
-        if self.shares and not (window and len(batch) > 1) and not loses_prefix(options):
+        if self.shares and not (window and len(batch) > 1) and not loses_prefix(self.model, options):
             with torch.no_grad(), self.wiring.active(placed.bank):
                 placed = self.body.behind_prompts(placed)
         placed = placed.padded_left()

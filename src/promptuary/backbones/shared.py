@@ -24,7 +24,7 @@ from promptuary.backbones.inject import Bank
 from promptuary.backbones.kept import Kept, Row
 from promptuary.backbones.place import Placed
 
-WORTH = 1 / 8
+WORTH = 1 / 16
 """Part of a batch's positions that must be saved for a pass of its own to pay; our choice, from benchmarks/speed.py."""
 
 
@@ -138,8 +138,10 @@ class Body:
         placed = Placed(rows, mask, None, at, at, bank, 0, which=at[:, 0], prompts=())
         read = mask.sum(1, keepdim=True) - 1
         beginning = common(placed, placed.which, read[:, 0])
-        lead = self._lead(placed, beginning)
-        cut = beginning.cut[beginning.groups]
+        held = self._run(_before(placed, beginning.cut[beginning.groups]), keep=True)[1]
+        if held is None or len(held.layers) != len(self._sliding):  # a model that keeps nothing, or not in every layer
+            return False
+        lead, cut = self._lead(placed, beginning), beginning.cut[beginning.groups]
         states = self._run(_behind(placed, cut, lead))[0]
         found = states.gather(1, (read - cut[:, None])[..., None].expand(-1, -1, states.shape[-1])).float()
         exact = self.whole(placed, read).float()
@@ -260,7 +262,10 @@ class Body:
             inputs["token_type_ids"] = placed.segment_ids
         if prefix is not None or keep:
             inputs["past_key_values"] = transformers.Cache(layers=layers)
-        states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        if self.model.base_model is self.model:  # Llama 4: the body stands under a name that is not the class's
+            states = self.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        else:
+            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         seen = [layer.seen for layer in layers if layer.seen is not None]
         return states, Prefix(seen, mask, torch.arange(len(mask), device=mask.device)) if keep else None
 

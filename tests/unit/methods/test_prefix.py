@@ -149,7 +149,7 @@ def test_attached_to_the_hosts_model_it_runs_and_writes_the_same(kind: str) -> N
         alone = model.generate(single.input_ids, max_new_tokens=6, do_sample=False)
         beams = model.generate(single.input_ids, max_new_tokens=4, num_beams=3, num_return_sequences=2)
         rules = model.generate(single.input_ids, max_new_tokens=6, repetition_penalty=2.0)
-        for option in ({"use_cache": False}, {"cache_implementation": "static"}):
+        for option in ({"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}):
             with pytest.raises(SiteError, match=f"leave {next(iter(option))} out"):
                 model.generate(single.input_ids, max_new_tokens=2, **option)
     for row in range(3):
