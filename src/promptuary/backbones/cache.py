@@ -17,8 +17,8 @@ from torch import Tensor
 from promptuary.errors import SiteError
 from promptuary.types import Prompt
 
-Pair = tuple[Float[Tensor, "g k p e"], Float[Tensor, "g k p e"]]
-"""Keys and values of a layer."""
+Pair = tuple[Float[Tensor, "_ _ _ _"], Float[Tensor, "_ _ _ _"]]
+"""Keys and values of a layer, [g, k, p, e] each."""
 
 
 @dataclass(frozen=True)

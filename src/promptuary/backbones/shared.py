@@ -102,10 +102,7 @@ class Body:
             read: the columns, [b, n].
             same: rows with the same number come from one text and differ in their answers only.
         """
-        if self.model.training:  # with dropout at work, rows would share what is drawn for each of them otherwise
-            states, cut = self._run(placed)[0], None
-        else:
-            states, cut, _ = self._shared(placed, read.min(1).values, same)
+        states, cut, _ = self._shared(placed, read.min(1).values, same)
         read = read if cut is None else read - cut[:, None]
         return states.gather(1, read[..., None].expand(-1, -1, states.shape[-1]))
 
@@ -124,6 +121,8 @@ class Body:
     @torch.no_grad()
     def shareable(self, ids: Int[Tensor, " n"]) -> bool:
         """Whether sharing is exact on this model: tried once, on two rows of the given tokens (at least four)."""
+        if self.model.training:  # dropout draws for each row and each position
+            return False
         if self._shareable is None:
             self._shareable = self._attends and self._tried(ids)
         return self._shareable
@@ -196,7 +195,10 @@ class Body:
         """Texts before their prompts: nothing in them is trained, so they run without gradients and can be kept."""
         if placed.bank.rows is None or placed.prefix is not None:
             return None
-        plain = (placed.input_ids < placed.bank.vocabulary) & placed.attention_mask.bool()
+        real = placed.attention_mask.bool()
+        plain = (placed.input_ids < placed.bank.vocabulary) & real
+        if bool((plain == real).all()):  # nothing comes behind the texts
+            return None
         cut = torch.minimum(plain.long().cumprod(1).sum(1), limit)
         if not (torch.is_grad_enabled() or self.kept.limit) or int(cut.sum()) < WORTH * placed.input_ids.numel():
             return None
@@ -360,5 +362,5 @@ def stacked(rows: Sequence[Row], groups: Int[Tensor, " b"]) -> Prefix:
     return Prefix([(keys, values) for keys, values in layers], mask[groups], place[groups])
 
 
-def _padded(part: Float[Tensor, "k n e"], empty: int) -> Float[Tensor, "k p e"]:
+def _padded(part: Float[Tensor, "k _ e"], empty: int) -> Float[Tensor, "k p e"]:
     return torch.nn.functional.pad(part, (0, 0, empty, 0)) if empty else part

@@ -221,7 +221,7 @@ def test_in_a_sliding_window_texts_of_different_lengths_are_written_one_by_one_o
     with pytest.raises(SiteError, match="the prompt has 9 positions, but the model's sliding window 8"):
         made("gemma3", num_virtual_tokens=9)
     with pytest.raises(SiteError, match="the prompt has 8 positions, but the model's sliding window 8"):
-        tuned.backbone.hidden(given, Prompt(kv=torch.zeros(1, 2, 2, 2, 8, 8)))
+        tuned.backbone.generate(given, Prompt(kv=torch.zeros(1, 2, 2, 2, 8, 8)), max_new_tokens=2)
 
 
 @both
