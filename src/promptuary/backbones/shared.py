@@ -188,7 +188,8 @@ class Body:
         for row, width in zip(found.first.tolist(), cut.tolist(), strict=True):
             prompt = placed.prompts[int(placed.which[row])]
             ids = (placed.input_ids[row, :width] % placed.bank.stride).clamp(max=placed.bank.vocabulary).tolist()
-            keys.append(((id(prompt), tuple(part._version for part in prompt.tensors), *ids, stamp), prompt))
+            values = tuple((part.data_ptr(), part._version) for part in prompt.tensors)
+            keys.append(((id(prompt), values, *ids, stamp), prompt))
         return replace(found, cut=cut, keys=keys)
 
     def _text(self, placed: Placed, limit: Int[Tensor, " b"]) -> Beginning | None:
@@ -212,7 +213,8 @@ class Body:
         """What keys and values depend on besides ids and prompt: the weights as they are, and the precision."""
         table = self._weights[0]
         cast = torch.is_autocast_enabled(table.device.type) and torch.get_autocast_dtype(table.device.type)
-        return sum(weight._version for weight in self._weights), table.dtype, table.device, cast
+        values = hash(tuple((weight.data_ptr(), weight._version) for weight in self._weights))
+        return values, table.dtype, table.device, cast
 
     # ---- running ----------------------------------------------------------------------------------------------------
 

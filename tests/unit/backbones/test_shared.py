@@ -198,7 +198,8 @@ def test_what_is_kept_is_never_used_after_a_change() -> None:
         check(Prompt(rows.clone() * 2))
         next(of.model.parameters()).mul_(1.1)  # another model
         check(prompt)
-        of.model.get_output_embeddings().weight.data = of.model.get_output_embeddings().weight.data * 0.5
+        weight = of.model.model.layers[0].self_attn.k_proj.weight
+        weight.data = weight.data * 0.5
         check(prompt)
         with torch.autocast("cpu", torch.bfloat16):
             half = of.states(batch, prompt, batch.slots[ANSWER][:, None])
