@@ -121,13 +121,16 @@ def check(model: Any, prefix: Prefix) -> None:
             "switch it off, or use a method with rows at the input"
         )
     check_window(model, prefix.length)
-    facts = model.config.to_dict()
-    relative = "relative_attention_num_buckets" in facts
-    if model.config.is_encoder_decoder and not relative and not bool(prefix.mask.all()):
+    if counts_prefix(model) and not bool(prefix.mask.all()):
         raise SiteError(
             f"the decoder of {type(model).__name__} counts its positions from the longest prompt of keys and values in "
             "a batch; put prompts of one length into a batch"
         )
+
+
+def counts_prefix(model: Any) -> bool:
+    """Whether a decoder counts its positions from the first column of a prefix, real or not."""
+    return model.config.is_encoder_decoder and "relative_attention_num_buckets" not in model.config.to_dict()
 
 
 def check_window(model: Any, length: int) -> None:
@@ -154,4 +157,6 @@ def repeat_kv(prompt: Prompt, rows: Int[Tensor, " n"]) -> Prompt:
     """A prompt whose parts for single examples are repeated with their examples."""
     rows_of = prompt.rows if prompt.rows is None or len(prompt.rows) == 1 else prompt.rows[rows]
     kv_of = prompt.kv if prompt.kv is None or len(prompt.kv) == 1 else prompt.kv[rows]
+    if rows_of is prompt.rows and kv_of is prompt.kv:
+        return prompt  # itself, so that what is kept for it is found
     return replace(prompt, rows=rows_of, kv=kv_of)

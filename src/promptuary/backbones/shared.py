@@ -21,7 +21,7 @@ from transformers.cache_utils import CacheLayerMixin
 from promptuary.backbones.cache import Pair, Prefix, spread
 from promptuary.backbones.feed import counted, takes_positions
 from promptuary.backbones.inject import Bank
-from promptuary.backbones.kept import Kept, Row
+from promptuary.backbones.kept import Kept, Row, stamp_of
 from promptuary.backbones.place import Placed
 
 WORTH = 1 / 16
@@ -184,7 +184,7 @@ class Body:
         cut = found.cut.masked_fill(~whole, 0)
         if not int(cut.max()):
             return None
-        stamp, keys = self._stamp(), []
+        stamp, keys = stamp_of(self.model, self._weights), []
         for row, width in zip(found.first.tolist(), cut.tolist(), strict=True):
             prompt = placed.prompts[int(placed.which[row])]
             ids = (placed.input_ids[row, :width] % placed.bank.stride).clamp(max=placed.bank.vocabulary).tolist()
@@ -203,18 +203,11 @@ class Body:
         cut = torch.minimum(plain.long().cumprod(1).sum(1), limit)
         if not (torch.is_grad_enabled() or self.kept.limit) or int(cut.sum()) < WORTH * placed.input_ids.numel():
             return None
-        rows, stamp, keys = torch.arange(len(cut), device=cut.device), self._stamp(), []
+        rows, stamp, keys = torch.arange(len(cut), device=cut.device), stamp_of(self.model, self._weights), []
         if self.kept.limit:
             ids = placed.input_ids.tolist()
             keys = [((*row[:width], stamp), None) for row, width in zip(ids, cut.tolist(), strict=True)]
         return Beginning(rows, rows, cut, keys, frozen=True)
-
-    def _stamp(self) -> Hashable:
-        """What keys and values depend on besides ids and prompt: the weights as they are, and the precision."""
-        table = self._weights[0]
-        cast = torch.is_autocast_enabled(table.device.type) and torch.get_autocast_dtype(table.device.type)
-        values = hash(tuple((weight.data_ptr(), weight._version) for weight in self._weights))
-        return values, table.dtype, table.device, cast
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
