@@ -346,7 +346,8 @@ def stacked(rows: Sequence[Row], groups: Int[Tensor, " b"]) -> Prefix:
     """Rows of different lengths as one prefix, each row of the batch with its group's."""
     lengths = [row[0][0].shape[1] if row else 0 for row in rows]
     longest = max(lengths)
-    full = [(row, longest - length) for row, length in zip(rows, lengths, strict=True) if row]
+    # a row without a prefix of its own may come with empty parts
+    full = [(row, longest - length) for row, length in zip(rows, lengths, strict=True) if length]
     layers = [
         tuple(torch.stack([_padded(row[layer][part], empty) for row, empty in full]) for part in (0, 1))
         for layer in range(len(full[0][0]))
