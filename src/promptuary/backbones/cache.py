@@ -26,12 +26,14 @@ class Prefix:
     """Keys and values before the rows of a batch, and which of the p positions exist for each row, [b, p].
 
     `layers`: keys and values [g, k, p, e] of each layer; `which`: the one of the g that a row takes, [b]. Where rows
-    have fewer than p, what they have stands at the end, right before the text.
+    have fewer than p, what they have stands at the end, right before the text. `straight`: `which` is known to be
+    0, 1, 2, ... so that rows need not be picked.
     """
 
     layers: Sequence[Pair]
     mask: Int[Tensor, "b p"]
     which: Int[Tensor, " b"]
+    straight: bool = False
 
     @property
     def length(self) -> int:
@@ -42,11 +44,12 @@ class Prefix:
         """Each row several times beside each other, as beams and several answers are."""
         if times == 1:
             return self
-        return replace(self, mask=self.mask.repeat_interleave(times, 0), which=self.which.repeat_interleave(times, 0))
+        mask, which = self.mask.repeat_interleave(times, 0), self.which.repeat_interleave(times, 0)
+        return replace(self, mask=mask, which=which, straight=False)
 
     def rows(self, rows: Int[Tensor, " n"]) -> Prefix:
         """The chosen rows."""
-        return replace(self, mask=self.mask[rows], which=self.which[rows])
+        return replace(self, mask=self.mask[rows], which=self.which[rows], straight=False)
 
     def row(self, place: int) -> list[tuple[Tensor, Tensor]]:
         """One row's own copy: keys and values [k, n, e] of each layer, of the positions that exist."""
@@ -56,13 +59,15 @@ class Prefix:
     def fill(self, cache: Any, dtype: torch.dtype) -> Any:
         """Put them into an empty cache of transformers, which is given back."""
         for number, pair in enumerate(self.layers):
-            keys, values = (spread(part.to(dtype), self.which) for part in pair)
+            keys, values = (spread(part.to(dtype), None if self.straight else self.which) for part in pair)
             cache.update(keys, values, number)
         return cache
 
 
-def spread(part: Float[Tensor, "g k p e"], which: Int[Tensor, " b"]) -> Float[Tensor, "b k p e"]:
-    """Each row's own; a single one is expanded without a copy."""
+def spread(part: Float[Tensor, "g k p e"], which: Int[Tensor, " b"] | None) -> Float[Tensor, "b k p e"]:
+    """Each row's own, or all as they are; a single one is expanded without a copy."""
+    if which is None:
+        return part
     return part.expand(len(which), -1, -1, -1) if len(part) == 1 else part.index_select(0, which)
 
 

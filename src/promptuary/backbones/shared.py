@@ -32,7 +32,7 @@ class Layer(CacheLayerMixin):
     """Keys and values before those of one pass. The pass changes nothing here, so that any part of it can run again."""
 
     def __init__(self, past: Pair | None, which: Tensor | None, *, sliding: bool, keep: bool) -> None:
-        """With nothing before, or with `past`, of which each row takes one; `keep`: remember the first result."""
+        """With nothing before, or with `past` for each row, or of which each takes one; `keep`: the first result."""
         super().__init__()
         self.past, self.which, self.is_sliding, self.keep = past, which, sliding, keep
         self.seen: Pair | None = None
@@ -44,7 +44,6 @@ class Layer(CacheLayerMixin):
         """All keys and values of the layer: those before, and the new ones."""
         whole = (key_states, value_states)
         if self.past is not None:
-            assert self.which is not None
             keys, values = (spread(part.to(new.dtype), self.which) for part, new in zip(self.past, whole, strict=True))
             whole = (torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
         if self.keep and self.seen is None:
@@ -248,7 +247,7 @@ class Body:
         pairs: Sequence[Pair | None] = [None] * len(self._sliding)
         if prefix is not None:
             mask, before, pairs = torch.cat([prefix.mask, mask], dim=1), prefix.length, prefix.layers
-        which = None if prefix is None else prefix.which
+        which = None if prefix is None or prefix.straight else prefix.which
         layers = [
             Layer(pair, which, sliding=slides, keep=keep) for pair, slides in zip(pairs, self._sliding, strict=True)
         ]
@@ -347,16 +346,23 @@ def stacked(rows: Sequence[Row], groups: Int[Tensor, " b"]) -> Prefix:
     lengths = [row[0][0].shape[1] if row else 0 for row in rows]
     longest = max(lengths)
     # a row without a prefix of its own may come with empty parts
-    full = [(row, longest - length) for row, length in zip(rows, lengths, strict=True) if length]
+    full = [row for row, length in zip(rows, lengths, strict=True) if length]
     layers = [
-        tuple(torch.stack([_padded(row[layer][part], empty) for row, empty in full]) for part in (0, 1))
-        for layer in range(len(full[0][0]))
+        (_stack([row[layer][0] for row in full], longest), _stack([row[layer][1] for row in full], longest))
+        for layer in range(len(full[0]))
     ]
     length = torch.tensor(lengths, device=groups.device)
     mask = (torch.arange(longest, device=groups.device) >= longest - length[:, None]).long()
-    place = ((length > 0).cumsum(0) - 1).clamp(min=0)
-    return Prefix([(keys, values) for keys, values in layers], mask[groups], place[groups])
+    place = ((length > 0).cumsum(0) - 1).clamp(min=0)[groups]
+    straight = len(place) == len(full) and torch.equal(place, torch.arange(len(full), device=place.device))
+    return Prefix(layers, mask[groups], place, straight)
 
 
-def _padded(part: Float[Tensor, "k _ e"], empty: int) -> Float[Tensor, "k p e"]:
-    return torch.nn.functional.pad(part, (0, 0, empty, 0)) if empty else part
+def _stack(parts: Sequence[Float[Tensor, "k _ e"]], longest: int) -> Float[Tensor, "n k p e"]:
+    """Parts of different lengths, each at the end of its row."""
+    if all(part.shape[1] == longest for part in parts):
+        return torch.stack(list(parts))
+    whole = parts[0].new_zeros(len(parts), parts[0].shape[0], longest, parts[0].shape[2])
+    for row, part in zip(whole, parts, strict=True):
+        row[:, longest - part.shape[1] :] = part
+    return whole
