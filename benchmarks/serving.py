@@ -7,10 +7,10 @@ Knows no library's internals; models have random weights, since only shapes cost
     python benchmarks/serving.py table
 
 A batch is 16 requests, each for another prompt of l rows and with S tokens of text; answers are probabilities of two
-labels. PEFT cannot mix prompts of prompt tuning in a batch (`adapter_names` is refused), so it answers one request after
-the other, with all logits or with those of the last position (`logits_to_keep=1`). PEFT gets token ids; the engine gets
-texts, and its time includes tokenizing them and making labels of scores. "floor" is the bare model on one batch by hand:
-the prompts' keys and values gathered (GPT-2) or prompts and texts run together (T5), and two words of the head.
+labels. PEFT has no batches of several prompts for prompt tuning, so it answers one request after the other, with all
+logits or with those of the last position (`logits_to_keep=1`). PEFT gets token ids; the engine gets texts, and its time
+includes tokenizing them and making labels of scores. "floor" is the bare model on one batch by hand: the prompts' keys
+and values gathered (GPT-2) or prompts and texts run together (T5), and two words of the head.
 
 The clock is the CPU time of this process with one thread. A round runs each variant once, in an order that rotates;
 a ratio is the median over rounds of time / time of the engine.
@@ -95,6 +95,7 @@ class Peft:
     """PEFT with the same prompts, one request after the other."""
 
     def __init__(self, base: Any, tables: list[Tensor]) -> None:
+        """An adapter for each table of rows."""
         self.decodes = base.config.is_encoder_decoder
         kind = TaskType.SEQ_2_SEQ_LM if self.decodes else TaskType.CAUSAL_LM
         config = PromptTuningConfig(task_type=kind, num_virtual_tokens=len(tables[0]))
@@ -210,8 +211,8 @@ def measure(name: str, rounds: int, layers: int | None) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of the rows."""
     out = [
-        "| model | l | S | engine, ms | PEFT / engine (min to max) | PEFT with logits_to_keep / engine | floor / engine "
-        "| engine - alone |",
+        "| model | l | S | engine, ms | PEFT / engine (min to max) | PEFT with logits_to_keep / engine "
+        "| floor / engine | engine - alone |",
         "|---" * 8 + "|",
     ]
     for row in rows:
