@@ -26,20 +26,28 @@ from promptuary.building import build_method
 from promptuary.errors import ConfigError, DataError, FileFormatError, FingerprintError, PromptuaryError, SiteError
 from promptuary.tuned import Tuned
 
-EXAMPLES = toy.rows(7, seed=3)
+EXAMPLES = toy.rows(5, seed=3)
 PLACES = {
     "name": "classify",
     "template": "{text} is here : {mask}",
     "labels": {"n": "up", "s": "down", "far": "very far", "none": "not here now"},
 }
 FRUIT = {"name": "classify", "template": "{text} was {mask}", "labels": ["apple", "pear", "plum"]}
-TASKS = {**toy.TASKS, "places": PLACES, "fruit": FRUIT, "longer": {**toy.TASKS["generate"], "max_new_tokens": 6}}
+NO_PLACE = {"name": "regress", "template": "{text}", "label": "value"}
+TASKS: dict[str, dict[str, Any]] = {
+    **toy.TASKS,
+    "places": PLACES,
+    "fruit": FRUIT,
+    "no place": NO_PLACE,
+    "longer": {**toy.TASKS["generate"], "max_new_tokens": 6},
+}
 
 PROMPTS: dict[str, tuple[str | None, str, dict[str, Any]]] = {
     "film": ("prompt_tuning", "classify_words", {}),
     "film behind": ("prompt_tuning", "fruit", {"placement": "end", "num_virtual_tokens": 5}),
     "places": ("dept", "places", {}),
     "stars": ("ept", "regress_head", {}),
+    "without a mask": ("dept", "no place", {}),
     "reads the text": ("ept", "choose", {"gate_input": "text"}),
     "reads the text too": ("ept", "classify_head", {"gate_input": "text"}),
     "range": ("lamp", "regress_words", {}),
@@ -58,11 +66,8 @@ def names(family: str) -> list[str]:
     """The prompts that a family can have."""
     if family in ("causal", "seq2seq"):
         return list(PROMPTS)
-    return [
-        name
-        for name, (method, task, _) in PROMPTS.items()
-        if method != "prefix" and task in toy.TASKS | {"places": 0, "fruit": 0} and task != "generate"
-    ]
+    writing = [task for task, settings in TASKS.items() if settings["name"] == "generate"]
+    return [name for name, (method, task, _) in PROMPTS.items() if method != "prefix" and task not in writing]
 
 
 def prompt(backbone: Backbone, name: str, seed: int = 0) -> Tuned:
@@ -266,7 +271,7 @@ def test_hundreds_of_prompts_stay_within_the_bound() -> None:
     made.predict([("p0", EXAMPLES[0])])
     kept(made).limit = 100 * held(kept(made)) + 7
     for start in range(0, 300, 50):
-        made.generate([(f"p{number}", EXAMPLES[number % 7]) for number in range(start, start + 50)], max_new_tokens=1)
+        made.generate([(f"p{number}", EXAMPLES[number % 5]) for number in range(start, start + 50)], max_new_tokens=1)
         assert held(kept(made)) == kept(made).size <= kept(made).limit
     assert (kept(made).misses, len(kept(made))) == (300, 100)  # it was full
     for number in (0, 299, 3, 250):
@@ -364,7 +369,7 @@ def test_threads_never_get_each_others_answers() -> None:
     def work(thread: int) -> int:
         wrong = 0
         for call in range(20):
-            asked = [(chosen[(n * (thread + 1) + call) % 8], (n + call) % 7) for n in range(25)]
+            asked = [(chosen[(n * (thread + 1) + call) % 8], (n + call) % 5) for n in range(25)]
             found = made.predict([(name, EXAMPLES[n]) for name, n in asked])
             for one, key in zip(found, asked, strict=True):
                 try:
@@ -380,7 +385,7 @@ def test_threads_never_get_each_others_answers() -> None:
 def test_two_threads_ask_while_a_third_replaces() -> None:
     made = engine(tiny.backbone("causal"), ["stars", "film"])
     versions = [prompt(made.backbone, "stars", seed) for seed in (0, 9)]
-    wanted = [[alone("causal", seed)["stars", n].answer for n in range(7)] for seed in (0, 9)]
+    wanted = [[alone("causal", seed)["stars", n].answer for n in range(5)] for seed in (0, 9)]
     done = threading.Event()
 
     def replace() -> int:
