@@ -223,7 +223,7 @@ def held(store: Any) -> int:
 
 
 def test_each_prompt_runs_once() -> None:
-    chosen = ["stars", "reads the text too", "more keys", "writes", "writes more"]
+    chosen = ["stars", "reads the text too", "more keys", "writes", "writes more", "film"]
     made = engine(tiny.backbone("causal"), chosen)
     fixed = [name for name in chosen if name not in ("reads the text too", "more keys")]
     asked = [(name, one) for one in EXAMPLES for name in fixed]
