@@ -100,8 +100,19 @@ def by_hand(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, leng
     return step
 
 
-def peft(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length: int | None) -> Step:
-    """PEFT in a plain loop: PROMPT_TUNING of so many rows, or LoRA of rank 8 with its default places."""
+def peft(
+    kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length: int | None, *, narrow: bool = False
+) -> Step:
+    """PEFT in a plain loop: PROMPT_TUNING of so many rows, or LoRA of rank 8 with its default places.
+
+    Args:
+        kind: of model.
+        model: is changed by LoRA.
+        batches: of one pass.
+        words: ids of the label words.
+        length: rows of the prompt; None: LoRA.
+        narrow: read logits at the answer alone, as ours does, by the user's own code around PEFT (texts of one length).
+    """
     from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 
     task = {"bert": TaskType.FEATURE_EXTRACTION, "t5": TaskType.SEQ_2_SEQ_LM}.get(kind, TaskType.CAUSAL_LM)
@@ -112,12 +123,16 @@ def peft(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length:
     wrapped.eval()
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3)
     ready = [answers_at_end(kind, batch, words) for batch in batches]
+    start = torch.zeros(len(batches[0]), 1, dtype=torch.long)
     targets = [labels_of(kind, batch, words, length or 0 if kind == "bert" else 0) for batch in ready]
 
     def step() -> None:
-        for batch, labels in zip(ready, targets, strict=True):
+        for batch, labels in zip(batches if narrow else ready, targets, strict=True):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            if kind == "bert":  # PEFT has no kind of task for masked models, so the loss is the user's
+            if narrow:
+                read = {"decoder_input_ids": start} if kind == "t5" else {"logits_to_keep": 1}
+                loss = nn.functional.cross_entropy(wrapped(**inputs, **read).logits[:, -1][:, words], batch.target)
+            elif kind == "bert":  # PEFT has no kind of task for masked models, so the loss is the user's
                 logits = wrapped(**inputs).logits
                 loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
             else:
