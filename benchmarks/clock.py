@@ -44,18 +44,42 @@ def flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
+class _Counted:
+    """Bytes of the storages that saved tensors hold now, and the most so far."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self.times: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def change(self, tensor: Tensor, by: int) -> None:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()  # what is held is not freed, so an address stands for one storage
+        if place in self.weights:
+            return
+        before = self.times.get(place, 0)
+        self.times[place] = before + by
+        self.now += storage.nbytes() * ((before + by > 0) - (before > 0))
+        self.most = max(self.most, self.now)
+
+
+class _Held:
+    """A saved tensor, until its node of the graph is gone."""
+
+    def __init__(self, tensor: Tensor, counted: _Counted) -> None:
+        self.tensor, self.counted = tensor, counted
+        counted.change(tensor, 1)
+
+    def __del__(self) -> None:
+        self.counted.change(self.tensor, -1)
+
+
 def saved_bytes(step: Step, weights: Iterable[Tensor]) -> int:
-    """Bytes that a step keeps for its backward pass, each storage once, without those of the weights."""
-    known = {weight.untyped_storage().data_ptr() for weight in weights}
-    seen: dict[int, int] = {}
+    """The most bytes that wait for the backward pass at a time, each storage once, without those of the weights.
 
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            # what is kept is not freed before its backward pass, so an address stands for one storage until then
-            seen[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    What gradient checkpointing computes again is not among them: it is gone a layer later.
+    """
+    counted = _Counted(weights)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Held(tensor, counted), lambda held: held.tensor):
         step()
-    return sum(seen.values())
+    return counted.most
