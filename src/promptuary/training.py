@@ -177,7 +177,7 @@ class Training:
         )
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
-        for note in (*self.splits.notes, *self.feed.notes()):
+        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes()):
             self.listener.noted(note)
         self.listener.planned(self.plan())
 

@@ -127,6 +127,10 @@ class Backbone(abc.ABC):
     def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
         """Refuse a model that lacks what the family needs."""
 
+    def notes(self) -> list[str]:
+        """What a user should know of this model before a run; by default nothing."""
+        return []
+
     def key_value_shape(self) -> tuple[int, int, int]:
         """Layers, heads and width of a head of the keys and values that a prompt may bring."""
         facts, names = self.model.config.to_dict(), self.model.config.attribute_map

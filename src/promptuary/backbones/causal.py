@@ -53,6 +53,15 @@ class Causal(Backbone):
         if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder"):
             raise SiteError(f"{type(self.model).__name__} reads in both directions; use backbone.family: masked")
 
+    def notes(self) -> list[str]:
+        """Where sharing was asked for and cannot be had."""
+        if not self.config.share_prefix or self.shares:
+            return []
+        return [
+            f"{type(self.model).__name__} does not go on exactly from keys and values: the prompt runs in every row "
+            "(backbone.share_prefix: false says that this is meant)"
+        ]
+
     @cached_property
     def body(self) -> Body:
         """The model below its head."""

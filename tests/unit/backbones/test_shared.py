@@ -118,6 +118,7 @@ def test_other_architectures_share_too(kind: str) -> None:
         for _ in range(2):
             close(of.states(batch, several, batch.slots[ANSWER][:, None]), expected)
     assert of.body.kept.hits == 2
+    assert not of.notes()
 
 
 @pytest.mark.parametrize("kind", architectures.NOT_SHARING)
@@ -128,6 +129,8 @@ def test_what_cannot_begin_with_keys_and_values_runs_plainly(kind: str) -> None:
     assert not of.shares
     expected, wanted = found(plain(of), batch, several)
     states, gradients = found(of, batch, several)
+    assert len(of.notes()) == 1
+    assert not plain(of).notes()
     assert torch.equal(states, expected)
     assert all(map(torch.equal, gradients, wanted))
 
