@@ -67,7 +67,8 @@ class _Held:
     """A saved tensor, until its node of the graph is gone."""
 
     def __init__(self, tensor: Tensor, counted: _Counted) -> None:
-        self.tensor, self.counted = tensor, counted
+        # detached: a node whose own result is saved would else hold itself
+        self.tensor, self.counted = tensor.detach(), counted
         counted.change(tensor, 1)
 
     def __del__(self) -> None:

@@ -35,7 +35,7 @@ def picture(series: Mapping[str, Sequence[Point]], points: Mapping[str, Point]) 
     said += "; " + "; ".join(f"{name}: {operations:.2f}" for name, (_, operations, _) in points.items())
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        "aria-labelledby=\"title desc\" font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, "
+        'aria-labelledby="title desc" font-family="system-ui, -apple-system, \'Segoe UI\', Helvetica, Arial, '
         'sans-serif" font-size="13">',
         '  <title id="title">What a training step costs against the length of the prompt</title>',
         f'  <desc id="desc">Operations of a step, where LoRA on the same texts is 1. {said}.</desc>',
@@ -58,9 +58,7 @@ def picture(series: Mapping[str, Sequence[Point]], points: Mapping[str, Point]) 
     for colour, (_, line) in zip(COLOURS, series.items(), strict=False):
         path = " L".join(f"{x(length)} {y(operations)}" for length, operations, _ in line)
         out.append(f'  <path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        out += [
-            f'  <circle cx="{x(length)}" cy="{y(time)}" r="4" fill="{colour}"/>' for length, _, time in line
-        ]
+        out += [f'  <circle cx="{x(length)}" cy="{y(time)}" r="4" fill="{colour}"/>' for length, _, time in line]
     for colour, (length, operations, time) in zip(COLOURS, points.values(), strict=False):
         for value, filled in ((operations, "none"), (time, colour)):
             across, down = x(length), y(value)

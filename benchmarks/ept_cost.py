@@ -6,7 +6,7 @@ Knows no result: every row is written by the command that is noted in it.
     python benchmarks/ept_cost.py draw    # the picture alone, from the rows
 
 T5 has the widths of T5-base and two layers of each stack: layers are the same, so ratios of whole steps carry over,
-and EPT's own modules, which do not grow with layers, take a larger part than they would with all twelve. GPT-2 is whole.
+and EPT's own modules, which do not grow with layers, take a larger part than with all twelve. GPT-2 is whole.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 
 import loops
 import shapes
-from clock import Step
+from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, read, replace_rows, show
+from clock import ratio
 from drawing import picture
 from promptuary.types import View
-from speed import NARROW, OFF, RESULTS, Cell, Target, measure, meta, ours, quiet, read, reached, replace_rows, show
+from speed import NARROW, OFF, ours
 
 ROWS = RESULTS / "ept_cost.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "cost.svg"
@@ -44,50 +45,53 @@ def tuning(cell: Cell, length: int) -> dict[str, Any]:
     return {"name": "prompt_tuning", "num_virtual_tokens": max(1, length // 20) if cell.small else length}
 
 
-def lengths_of_t5(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def lengths_of_t5(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """EPT, prompt tuning of several lengths, and LoRA on the text alone."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Loop] = {}
     for length in sorted(LENGTHS, key=lambda length: length != 100):
-        steps[f"prompt tuning l={length}"] = ours(cell, model, folder, f"l{length}", method=tuning(cell, length)).step
-    steps[EPT] = ours(cell, model, folder, "ept", method=ept(cell)).step
+        steps[f"prompt tuning l={length}"] = ours(cell, model, folder, f"l{length}", method=tuning(cell, length)).loop
+    steps[EPT] = ours(cell, model, folder, "ept", method=ept(cell)).loop
     return {**steps, NARROW: lora(cell, model, folder)}
 
 
-def lengths_of_gpt2(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def lengths_of_gpt2(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """Prompt tuning of several lengths with and without what is done to save work, and LoRA on the text alone."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Loop] = {}
     for name, switches in (("", {}), (", switches off", OFF)):
         for length in sorted(LENGTHS, key=lambda length: length != 100):
             made = ours(cell, model, folder, f"l{length}{bool(switches)}", method=tuning(cell, length), **switches)
-            steps[f"prompt tuning l={length}{name}"] = made.step
+            steps[f"prompt tuning l={length}{name}"] = made.loop
     return {**steps, NARROW: lora(cell, model, folder)}
 
 
-def lora(cell: Cell, model: Any, folder: Path) -> Step:
+def lora(cell: Cell, model: Any, folder: Path) -> Loop:
     """PEFT's LoRA in a plain loop over the same texts, with as little of the head as ours."""
     made = ours(cell, model, folder, "texts")
     return loops.peft(cell.kind, shapes.twin(model), [made.batch()], made.tuned._words.ids[:, 0], None, narrow=True)
 
 
-def spaces(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def spaces(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """Steps with so many spaces, and what EPT's own modules take of them."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Loop] = {}
     for count in SPACES:
         made = ours(cell, model, folder, f"m{count}", method=ept(cell, spaces=count))
-        steps |= {f"step, {count} spaces": made.step, f"own modules, {count} spaces": Own(made).step}
+        steps |= {
+            f"step, {count} spaces": made.loop,
+            f"own modules, {count} spaces": Loop(made.loop.model, Own(made).step),
+        }
     return steps
 
 
-def batches(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def batches(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """Steps of several sizes with EPT and with prompt tuning, and what EPT's own modules take of them."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Loop] = {}
     for size in BATCHES:
         lengths = [cell.tokens] * size
         made = ours(cell, model, folder, f"e{size}", lengths, method=ept(cell))
-        steps[f"EPT, batch {size}"] = made.step
-        steps[f"own modules, batch {size}"] = Own(made).step
+        steps[f"EPT, batch {size}"] = made.loop
+        steps[f"own modules, batch {size}"] = Loop(made.loop.model, Own(made).step)
         plain = ours(cell, model, folder, f"p{size}", lengths, method=tuning(cell, 100))
-        steps[f"prompt tuning l=100, batch {size}"] = plain.step
+        steps[f"prompt tuning l=100, batch {size}"] = plain.loop
     return steps
 
 
@@ -95,6 +99,7 @@ class Own:
     """EPT's own work in a step: from its tensors to the prompt and the table of offsets, and back."""
 
     def __init__(self, made: loops.Ours) -> None:
+        """Of a run with EPT."""
         self.method = made.tuned.method
         with torch.no_grad():
             rows, table = self.parts()
@@ -148,8 +153,6 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
 
 def over(row: dict[str, Any], base: dict[str, Any]) -> tuple[float, float]:
     """Operations and median time, as parts of another row's."""
-    from clock import ratio
-
     return row["flops"] / base["flops"], ratio(row["seconds"], base["seconds"])[0]
 
 
@@ -169,7 +172,7 @@ def main() -> None:
             show(cell, made)
             if not arguments.small:
                 replace_rows(ROWS, made, [one.name for one in CELLS])
-    if not arguments.small:
+    if not arguments.small and {cell.name for cell in CELLS} <= {row["cell"][0] for row in read(ROWS)}:
         PICTURE.write_text(draw(read(ROWS)), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import shapes
-from clock import Step
+from cells import Loop
 from promptuary.data.collate import Row
 from promptuary.listening import Listener
 from promptuary.testing.case import padded
@@ -30,11 +30,22 @@ class Ours:
 
     def __init__(self, kind: str, model: Any, folder: Path, rows: Sequence[dict[str, str]],
                  method: dict[str, Any], *, train: dict[str, Any] | None = None, **backbone: Any) -> None:  # fmt: skip
+        """Load rows and settings; nothing runs yet."""
         held = shapes.hold(kind, model, **backbone)
         train = {"batch_size": len(rows), **(train or {})}
         self.training = Training(shapes.run(folder, rows, held, method, **train), Listener(), held)
         self.training._prepare(resume=False)
         self.tuned, self.rows = self.training.tuned, self.training.rows["train"]
+
+    @property
+    def loop(self) -> Loop:
+        """One step over all rows."""
+        return Loop(self.tuned.backbone.model, self.step)
+
+    @property
+    def passes(self) -> Loop:
+        """One pass over the rows in batches."""
+        return Loop(self.tuned.backbone.model, self.epoch)
 
     def step(self, rows: list[Row] | None = None) -> float:
         """One step over all rows, or over those given; its loss."""
@@ -80,7 +91,7 @@ def answers_at_end(kind: str, batch: Batch, words: Tensor, filler: int = 0) -> B
     return Batch(longer.input_ids, longer.attention_mask, batch.index, slots=slots, target=batch.target)
 
 
-def by_hand(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length: int) -> Step:
+def by_hand(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length: int) -> Loop:
     """The loop that a person writes: prompt and embeddings put together, the model's own loss."""
     width = model.get_input_embeddings().weight.shape[1]
     prompt = nn.Parameter(torch.randn(length, width) * 0.1)
@@ -97,12 +108,12 @@ def by_hand(kind: str, model: Any, batches: Sequence[Batch], words: Tensor, leng
             optimizer.step()
             optimizer.zero_grad()
 
-    return step
+    return Loop(model, step)
 
 
 def peft(
     kind: str, model: Any, batches: Sequence[Batch], words: Tensor, length: int | None, *, narrow: bool = False
-) -> Step:
+) -> Loop:
     """PEFT in a plain loop: PROMPT_TUNING of so many rows, or LoRA of rank 8 with its default places.
 
     Args:
@@ -141,4 +152,4 @@ def peft(
             optimizer.step()
             optimizer.zero_grad()
 
-    return step
+    return Loop(model, step)

@@ -41,9 +41,7 @@ def model(kind: str, *, layers: int | None = None, small: bool = False) -> Any:
             vocabulary = tiny.SIZE if small else 50257
             ids = {"bos_token_id": 1, "eos_token_id": 2}
             made: Any = t.GPT2LMHeadModel(
-                t.GPT2Config(
-                    vocab_size=vocabulary, n_embd=width, n_layer=deep, n_head=heads, n_positions=1024, **ids
-                )
+                t.GPT2Config(vocab_size=vocabulary, n_embd=width, n_layer=deep, n_head=heads, n_positions=1024, **ids)
             )
         elif kind == "smollm2":
             made = t.LlamaForCausalLM(

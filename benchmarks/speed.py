@@ -14,30 +14,20 @@ with eager attention, time and kept bytes are taken with the attention that the 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import logging
 import random
-import statistics
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import loops
 import shapes
-from clock import Step, flops, in_turn, ratio, saved_bytes
-from promptuary import runs
+from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, replace_rows, show
 from promptuary.data.collate import batches
 from promptuary.testing.case import padded
 
-RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "speed.jsonl"
 HAND, PEFT, LORA = "by hand", "PEFT prompt tuning", "PEFT LoRA"
 NARROW = "PEFT LoRA, logits at the answer alone"
@@ -48,55 +38,17 @@ PROFILES = {"short": (26, 13), "medium": (55, 22), "long": (85, 55)}
 """Mean and standard deviation of lognormal lengths, about those of SST-2, MRPC and RTE in a T5 vocabulary."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a cell should show: `what` of `fast` at most `bound` times that of `slow`; `what`: seconds, flops or
-    saved_bytes.
-    """
-
-    fast: str
-    slow: str
-    bound: float
-    what: str = "seconds"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A situation: `texts` of `tokens` tokens, a prompt of `length` rows, `layers` of each stack (None: all).
-
-    `whole_pass`: what is timed is a pass over the texts in batches of 16, not one step over all of them.
-    """
-
-    name: str
-    kind: str
-    texts: int
-    tokens: int
-    length: int
-    make: Callable[[Cell, Any, Path], dict[str, Step]]
-    targets: Sequence[Target] = ()
-    layers: int | None = None
-    small: bool = False
-    whole_pass: bool = False
-    extra: Callable[[Cell, Any, Path], dict[str, Any]] = field(default=lambda cell, model, folder: {})
-
-    @property
-    def method(self) -> dict[str, Any]:
-        """Prompt tuning of the cell's length."""
-        return {"name": "prompt_tuning", "num_virtual_tokens": self.length}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each text."""
-        return [self.tokens] * self.texts
-
-    def shrunk(self) -> Cell:
-        """The same on a toy, so that a test runs it in a second or two."""
-        values = {**self.__dict__, "texts": min(self.texts, 4), "tokens": min(self.tokens, 12), "length": 3}
-        return Cell(**{**values, "layers": None, "small": True})
-
-
-def ours(cell: Cell, model: Any, folder: Path, name: str, lengths: Sequence[int] | None = None, *,
-         method: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **backbone: Any) -> loops.Ours:  # fmt: skip
+def ours(
+    cell: Cell,
+    model: Any,
+    folder: Path,
+    name: str,
+    lengths: Sequence[int] | None = None,
+    *,
+    method: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **backbone: Any,
+) -> loops.Ours:
     """Our training path on a twin of the model, in a folder of its own."""
     rows = shapes.examples(cell.kind, lengths or cell.lengths)
     method = {**cell.method, **(method or {})}
@@ -106,7 +58,7 @@ def ours(cell: Cell, model: Any, folder: Path, name: str, lengths: Sequence[int]
 # ---- kinds of cells --------------------------------------------------------------------------------------------------
 
 
-def against(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def against(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """Everybody on one batch."""
     plain, fast = ours(cell, model, folder, "plain", **OFF), ours(cell, model, folder, "fast")
     batch, words = [plain.batch()], plain.tuned._words.ids[:, 0]
@@ -119,8 +71,8 @@ def against(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
             if cell.kind == "bert"
             else {NARROW: loops.peft(cell.kind, shapes.twin(model), batch, words, None, narrow=True)}
         ),
-        PLAIN: plain.step,
-        DEFAULT: fast.step,
+        PLAIN: plain.loop,
+        DEFAULT: fast.loop,
     }
 
 
@@ -133,7 +85,7 @@ def drawn(profile: str, count: int, most: int) -> list[int]:
     return [min(max(round(pick.lognormvariate(centre, float(spread) ** 0.5)), 4), most) for _ in range(count)]
 
 
-def lengths_apart(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def lengths_apart(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """One pass over texts of different lengths: padded to 256 by hand and in ours, as they come, and in buckets."""
     profile = cell.name.rpartition(" ")[2]
     most, size = (STATIC, 16) if not cell.small else (16, 2)
@@ -151,9 +103,9 @@ def lengths_apart(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
     words = static.tuned._words.ids[:, 0]
     return {
         "by hand, padded to 256": loops.by_hand(cell.kind, shapes.twin(model), wide, words, cell.length),
-        "ours, padded to 256": static.epoch,
-        "ours, bucket: false": dynamic.epoch,
-        DEFAULT: fast.epoch,
+        "ours, padded to 256": static.passes,
+        "ours, bucket: false": dynamic.passes,
+        DEFAULT: fast.passes,
     }
 
 
@@ -165,18 +117,18 @@ def waste(cell: Cell, model: Any, folder: Path) -> dict[str, Any]:
     return {"padding_waste": 1 - (sum(lengths) + len(lengths) * cell.length) / run}
 
 
-def modes(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def modes(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """The frozen model in eval mode, and with its dropout at work as in a loop that calls `model.train()`."""
     return {
-        "ours, dropout: true": ours(cell, model, folder, "drops", dropout=True).step,
-        DEFAULT: ours(cell, model, folder, "fast").step,
+        "ours, dropout: true": ours(cell, model, folder, "drops", dropout=True).loop,
+        DEFAULT: ours(cell, model, folder, "fast").loop,
     }
 
 
-def precisions(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def precisions(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """The frozen model in float32 and in bfloat16; the prompt is in float32 both times."""
     half = ours(cell, shapes.twin(model).to(torch.bfloat16), folder, "half", dtype="bfloat16")
-    return {DEFAULT: ours(cell, model, folder, "fast").step, "ours, dtype: bfloat16": half.step}
+    return {DEFAULT: ours(cell, model, folder, "fast").loop, "ours, dtype: bfloat16": half.loop}
 
 
 def cosine(cell: Cell, model: Any, folder: Path) -> dict[str, Any]:
@@ -188,23 +140,23 @@ def cosine(cell: Cell, model: Any, folder: Path) -> dict[str, Any]:
     return {"gradient_cosine": float(found)}
 
 
-def recomputed(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def recomputed(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """With and without gradient checkpointing."""
     less = ours(cell, model, folder, "less", train={"gradient_checkpointing": True})
-    return {DEFAULT: ours(cell, model, folder, "fast").step, "ours, gradient_checkpointing: true": less.step}
+    return {DEFAULT: ours(cell, model, folder, "fast").loop, "ours, gradient_checkpointing: true": less.loop}
 
 
-def behind(cell: Cell, model: Any, folder: Path) -> dict[str, Step]:
+def behind(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """The prompt before the texts and behind them, from the second pass over the texts on."""
     first = ours(cell, model, folder, "prefix")
     batch, words = [first.batch()], first.tuned._words.ids[:, 0]
     end = {"placement": "end"}
     return {
         PEFT: loops.peft(cell.kind, shapes.twin(model), batch, words, cell.length),
-        "ours, prompt in front, switches off": ours(cell, model, folder, "plain", **OFF).step,
-        "ours, prompt in front": first.step,
-        "ours, prompt behind, kept_mib: 0": ours(cell, model, folder, "anew", method=end, kept_mib=0).step,
-        "ours, prompt behind": ours(cell, model, folder, "kept", method=end).step,
+        "ours, prompt in front, switches off": ours(cell, model, folder, "plain", **OFF).loop,
+        "ours, prompt in front": first.loop,
+        "ours, prompt behind, kept_mib: 0": ours(cell, model, folder, "anew", method=end, kept_mib=0).loop,
+        "ours, prompt behind": ours(cell, model, folder, "kept", method=end).loop,
     }
 
 
@@ -231,7 +183,7 @@ CELLS = [
         Cell(f"{name}, {what}", kind, 4, 156, 100, make, targets, layers=3, extra=extra)
         for what, make, extra, targets in (
             ("bfloat16", precisions, cosine, (Target("ours, dtype: bfloat16", DEFAULT, 0.6),)),
-            ("checkpointing", recomputed, lambda cell, model, folder: {},
+            ("checkpointing", recomputed, None,
              (Target("ours, gradient_checkpointing: true", DEFAULT, 1.45),
               Target("ours, gradient_checkpointing: true", DEFAULT, 0.2, "saved_bytes"))),
         )
@@ -240,143 +192,6 @@ CELLS = [
     Cell("GPT-2, prompt behind the text", "gpt2", 4, 128, 20, behind,
          (Target("ours, prompt behind", "ours, prompt in front", 1 / 3),)),
 ]  # fmt: skip
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
-def measure(cell: Cell, rounds: int) -> list[dict[str, Any]]:
-    """Rows of a cell, one for each variant; the ratios are to the first."""
-    model = shapes.model(cell.kind, layers=cell.layers, small=cell.small)
-    with tempfile.TemporaryDirectory() as where:
-        folder = Path(where)
-        steps = cell.make(cell, model, folder / "timed")
-        for step in steps.values():  # a warm-up, which for some is the first pass over the texts
-            step()
-        # copies in another precision have weights of their own, which no step keeps alone: they are owned by modules
-        saved = {
-            name: None if cell.whole_pass else saved_bytes(step, owned(model, steps)) for name, step in steps.items()
-        }
-        taken = in_turn(steps, rounds)
-        found = cell.extra(cell, model, folder / "extra")
-        set_eager(steps)
-        counted = {name: flops(step) for name, step in steps.items()}
-    base = next(iter(steps))
-    made = []
-    for name in steps:
-        middle, least, most = ratio(taken[name], taken[base])
-        made.append(
-            {
-                "cell": [cell.name, name],
-                "time_ratio": round(middle, 4),
-                "time_ratio_min": round(least, 4),
-                "time_ratio_max": round(most, 4),
-                "seconds": [round(seconds, 4) for seconds in taken[name]],
-                "flops": counted[name],
-                "saved_bytes": saved[name],
-                "rounds": rounds,
-                "model": cell.kind,
-                "layers": cell.layers or "all",
-                "batch_size": cell.texts,
-                "tokens": cell.tokens,
-                "prompt": cell.length,
-                **found,
-            }
-        )
-    del steps, model
-    gc.collect()
-    return made
-
-
-def models_of(steps: Mapping[str, Step]) -> list[Any]:
-    """The models that the steps run."""
-    found = []
-    for step in steps.values():
-        owner = getattr(step, "__self__", None)
-        if isinstance(owner, loops.Ours):
-            found.append(owner.tuned.backbone.model)
-        else:
-            found += [cell.cell_contents for cell in step.__closure__ or () if isinstance(cell.cell_contents, torch.nn.Module)]
-    return found
-
-
-def owned(model: Any, steps: Mapping[str, Step]) -> list[torch.Tensor]:
-    """All weights."""
-    return [weight for one in (model, *models_of(steps)) for weight in one.parameters()]
-
-
-def set_eager(steps: Mapping[str, Step]) -> None:
-    """Attention as plain matrix products, which can be counted."""
-    for one in models_of(steps):
-        base = one.get_base_model() if hasattr(one, "get_base_model") else one
-        base.set_attn_implementation("eager")
-
-
-def meta(command: str) -> dict[str, Any]:
-    """Where a row comes from."""
-    versions = runs.versions()
-    try:
-        versions["peft"] = __import__("peft").__version__
-    except ImportError:
-        versions["peft"] = None
-    return {
-        "machine": f"{runs.processor()}, {torch.get_num_threads()} thread(s)",
-        "clock": "CPU seconds of the process",
-        "versions": versions,
-        "command": command,
-    }
-
-
-def read(path: Path = ROWS) -> list[dict[str, Any]]:
-    """Rows of a file that may not exist yet."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def replace_rows(path: Path, made: Sequence[dict[str, Any]], order: Sequence[str]) -> None:
-    """Put rows in the place of those of the same cell, cells in this order."""
-    names = {row["cell"][0] for row in made}
-    kept = [row for row in read(path) if row["cell"][0] not in names and row["cell"][0] in order]
-    rows = sorted([*kept, *made], key=lambda row: order.index(row["cell"][0]))
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def reached(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Target, float]]:
-    """Each target of a cell with what its rows say, as the part that `fast` takes of `slow`."""
-    by_name = {row["cell"][1]: row for row in rows if row["cell"][0] == cell.name}
-    found = []
-    for target in cell.targets:
-        if target.fast in by_name:
-            fast, slow = by_name[target.fast], by_name[target.slow]
-            if target.what == "seconds":
-                part = ratio(fast["seconds"], slow["seconds"])[0]
-            else:
-                part = fast[target.what] / slow[target.what]
-            found.append((target, part))
-    return found
-
-
-def show(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows of a cell, and its targets."""
-    for row in rows:
-        print(
-            f"{cell.name:30} {row['cell'][1]:38} {row['time_ratio']:.3f} "
-            f"[{row['time_ratio_min']:.3f}-{row['time_ratio_max']:.3f}] {1e3 * statistics.median(row['seconds']):.0f} ms, "
-            f"{row['flops'] / 1e9:.2f} GF, {(row['saved_bytes'] or 0) / 2**20:.1f} MiB",
-            flush=True,
-        )
-    for target, part in reached(cell, rows):
-        missed = "" if part <= target.bound else "MISSED"
-        what = f"{target.what} of {target.fast} / {target.slow}"
-        print(f"{'':30} {what}: {part:.3f}, asked {target.bound:.3f} {missed}", flush=True)
-
-
-def quiet() -> None:
-    """One thread, and no words from the libraries."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.set_verbosity_error()
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""What a training step costs: operations and bytes kept for the backward pass, against formulas from the model's config.
+"""What a training step costs: operations and bytes kept for the backward pass, against formulas from its config.
 
 Knows no measured number: each formula counts the matrix products and the tensors that their derivatives need.
 
-Notation: b rows, s tokens of a text, l rows of the prompt, n layers, d width, f width between, a = heads x width of a
+Notation: b rows, s tokens of a text, v rows of the prompt, n layers, d width, f width between, a = heads x width of a
 head, p weights of all matrices of a layer. A product over t positions takes 2 t p operations forward and, with frozen
 weights, 2 t p back to its input. The two products of attention over q queries and t keys take 4 q t a, and twice that
 back, since both factors of each are activations.
@@ -98,13 +98,13 @@ class Sizes:
         """A step in which every row runs all of its positions."""
         return self.forward(rows, positions, positions) + self.backward(rows, positions, positions)
 
-    def shared(self, rows: int, s: int, l: int) -> int:
+    def shared(self, rows: int, s: int, v: int) -> int:
         """A step in which the prompt runs once and the rows behind it.
 
         The prompt's last layer is asked for keys and values only, so no gradient comes back through the rest of it.
         """
-        once = self.forward(1, l, l) + self.backward(1, l, l) * (self.n - 1) // self.n + 2 * l * self.kv
-        return once + self.forward(rows, s, l + s) + self.backward(rows, s, l + s)
+        once = self.forward(1, v, v) + self.backward(1, v, v) * (self.n - 1) // self.n + 2 * v * self.kv
+        return once + self.forward(rows, s, v + s) + self.backward(rows, s, v + s)
 
     def head(self, reads: int, words: int) -> int:
         """Logits of so many words at so many positions, and back to the states."""
@@ -120,8 +120,10 @@ class Sizes:
 def test_a_step_of_a_causal_model_runs_the_prompt_once_or_in_every_row(kind: str, share: bool, task: str) -> None:
     made = tuned(kind, task=task, num_virtual_tokens=12, backbone={"share_prefix": share})
     given, sizes = batch(made), Sizes.of(made)
-    s, l = given.input_ids.shape[1], 12
-    expected = sizes.shared(ROWS, s, l) if share else sizes.whole(ROWS, l + s)
+    # what all texts begin with is shared as well, unless states are read from there on, as for a head
+    common = len(made.backbone.prefix) if share and task == "words" else 0
+    s, v = given.input_ids.shape[1] - common, 12 + common
+    expected = sizes.shared(ROWS, s, v) if share else sizes.whole(ROWS, v + s)
     # a trained head has a gradient of its own weights besides that of the states
     expected += sizes.head(ROWS, 3) * (3 if task == "head" else 2) // 2
     close(flops(step(made, given)), expected)
@@ -140,9 +142,9 @@ def test_written_answers_read_the_whole_vocabulary_at_their_own_positions_only(k
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_texts_before_their_prompt_run_in_the_first_pass_only(kind: str) -> None:
     made = tuned(kind, num_virtual_tokens=6, placement="end")
-    given, sizes, l = batch(made), Sizes.of(made), 6
+    given, sizes, v = batch(made, words=20), Sizes.of(made), 6
     s = given.input_ids.shape[1]
-    behind = sizes.forward(ROWS, l, s + l) + sizes.backward(ROWS, l, s + l) + sizes.head(ROWS, 3)
+    behind = sizes.forward(ROWS, v, s + v) + sizes.backward(ROWS, v, s + v) + sizes.head(ROWS, 3)
     close(flops(step(made, given)), sizes.forward(ROWS, s, s) + behind)
     close(flops(step(made, given)), behind)
     made = tuned(kind, num_virtual_tokens=6, placement="end", backbone={"kept_mib": 0})
@@ -156,7 +158,13 @@ def test_texts_before_their_prompt_run_in_the_first_pass_only(kind: str) -> None
 def test_a_step_of_t5_runs_its_decoder_on_one_position() -> None:
     made = tuned("t5", num_virtual_tokens=7)
     given, config = batch(made), made.backbone.model.config
-    d, a, f, n, m = config.d_model, config.num_heads * config.d_kv, config.d_ff, config.num_layers, config.num_decoder_layers
+    d, a, f, n, m = (
+        config.d_model,
+        config.num_heads * config.d_kv,
+        config.d_ff,
+        config.num_layers,
+        config.num_decoder_layers,
+    )
     t = 7 + given.input_ids.shape[1]
     encoder = n * t * (2 * 2 * (4 * d * a + 2 * d * f) + 12 * t * a)
     # a position of the decoder: its own attention, queries and outputs of the other, and what is between; and for
@@ -175,7 +183,14 @@ def test_a_step_of_t5_runs_its_decoder_on_one_position() -> None:
 @pytest.mark.parametrize("rows", [2, 4])
 def test_ept_adds_its_own_products_once_per_step_whatever_the_batch(rows: int) -> None:
     s, m, r, spaces, k = 6, 40, 5, 4, 3
-    own = {"num_virtual_tokens": s, "reference_length": 12, "max_tokens": m, "rank": r, "spaces": spaces, "space_dim": k}
+    own = {
+        "num_virtual_tokens": s,
+        "reference_length": 12,
+        "max_tokens": m,
+        "rank": r,
+        "spaces": spaces,
+        "space_dim": k,
+    }
     ept, plain = tuned("t5", "ept", **own), tuned("t5", num_virtual_tokens=s)
     given, d = batch(ept, rows=rows), ept.backbone.shape.width
     table, fusion = 2 * m * r * d, 2 * 2 * s * m * d
@@ -212,16 +227,16 @@ def gpt2_keeps(sizes: Sizes, rows: int, queries: int, *, shortened: bool = False
 @pytest.mark.parametrize("share", [True, False])
 def test_bytes_that_a_step_of_gpt2_keeps(share: bool) -> None:
     made = tuned("gpt2", num_virtual_tokens=12, eager=False, backbone={"share_prefix": share})
-    given, sizes, l = batch(made), Sizes.of(made), 12
+    given, sizes, v = batch(made), Sizes.of(made), 12
     s = given.input_ids.shape[1]
     # ids and places of prompt rows for the embedding, the states that answers are read from
     if share:
-        expected = gpt2_keeps(sizes, 1, l, shortened=True) + gpt2_keeps(sizes, ROWS, s) + (LONG + 1) * (l + ROWS * s)
+        expected = gpt2_keeps(sizes, 1, v, shortened=True) + gpt2_keeps(sizes, ROWS, s) + (LONG + 1) * (v + ROWS * s)
         # all keys and values that the rows read, together with those of the prompt, and the mask, for each layer
-        expected += FLOAT * sizes.n * ROWS * (l + s) * (2 * sizes.d + s)
+        expected += FLOAT * sizes.n * ROWS * (v + s) * (2 * sizes.d + s)
         expected += FLOAT * ROWS * s * sizes.d
     else:
-        expected = gpt2_keeps(sizes, ROWS, l + s) + ROWS * (l + s) * (LONG + 1 + FLOAT * sizes.d)
+        expected = gpt2_keeps(sizes, ROWS, v + s) + ROWS * (v + s) * (LONG + 1 + FLOAT * sizes.d)
     expected += FLOAT * sizes.d * 3
     close(saved_bytes(step(made, given), made.backbone.model.parameters()), expected)
 
