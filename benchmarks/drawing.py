@@ -13,6 +13,9 @@ GREY = "#7b818b"
 COLOURS = ("#2f6fb5", "#1d9a8a", "#c0562f", "#8a4fb0")
 """Readable on white and on the dark background of the documentation."""
 
+DASHES = ("none", "none", "8 6", "none")
+"""Lines that lie on each other can both be seen."""
+
 Point = tuple[int, float, float]
 """Prompt length, operations, time; both in units of the same base."""
 
@@ -55,9 +58,10 @@ def picture(series: Mapping[str, Sequence[Point]], points: Mapping[str, Point]) 
         f'    <text x="{LEFT - 48}" y="{TOP - 10}">cost of a step (LoRA = 1)</text>',
         "  </g>",
     ]
-    for colour, (_, line) in zip(COLOURS, series.items(), strict=False):
+    for colour, dash, (_, line) in zip(COLOURS, DASHES, series.items(), strict=False):
         path = " L".join(f"{x(length)} {y(operations)}" for length, operations, _ in line)
-        out.append(f'  <path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        style = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+        out.append(f'  <path d="M{path}" fill="none" {style}/>')
         out += [f'  <circle cx="{x(length)}" cy="{y(time)}" r="4" fill="{colour}"/>' for length, _, time in line]
     for colour, (length, operations, time) in zip(COLOURS, points.values(), strict=False):
         for value, filled in ((operations, "none"), (time, colour)):
@@ -67,8 +71,9 @@ def picture(series: Mapping[str, Sequence[Point]], points: Mapping[str, Point]) 
                 f'fill="{filled}" stroke="{colour}" stroke-width="2"/>'
             )
     row = TOP + 10
-    for colour, name in zip(COLOURS, series, strict=False):
-        out.append(f'  <path d="M{RIGHT + 16} {row - 4} h22" stroke="{colour}" stroke-width="2.5"/>')
+    for colour, dash, name in zip(COLOURS, DASHES, series, strict=False):
+        style = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+        out.append(f'  <path d="M{RIGHT + 16} {row - 4} h22" {style}/>')
         out.append(f'  <text x="{RIGHT + 44}" y="{row}" fill="{colour}">{name}</text>')
         row += 24
     row += 12

@@ -59,7 +59,8 @@ def machine(rows: Sequence[Row]) -> str:
 def times(fast: Row, slow: Row) -> str:
     """Median of the ratios within the rounds, and their range."""
     middle, least, most = ratio(fast["seconds"], slow["seconds"])
-    return f"{middle:.2f} ({least:.2f} to {most:.2f})"
+    digits = 2 if middle >= 0.1 else 3
+    return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
 
 def parts(what: str) -> Callable[[Row, Row], str]:
@@ -161,8 +162,11 @@ def modules(rows: Sequence[Row]) -> str:
     for cell in ept_cost.CELLS:
         found = named(rows, cell.name)
         for fast, slow in pairs(found):
-            where = f"{setting(found[fast]).rpartition(', ')[0]}: {fast} against {slow}"
             one, two = found[fast], found[slow]
+            where = setting(one).rpartition(", ")[0]
+            if "batch" in fast:  # the size stands in the names
+                where = where.replace(f"{one['batch_size']} texts", "texts")
+            where = f"{where}: {fast} against {slow}"
             lines.append([where, times(one, two), parts("flops")(one, two), parts("saved_bytes")(one, two)])
     return grid(lines)
 

@@ -28,13 +28,17 @@ from promptuary.tuned import Tuned
 from promptuary.types import Batch, View
 
 ROWS, WORDS = 4, {"first": "good", "second": "bad", "third": "maybe"}
+VOCABULARY = 2048
+"""Larger than that of the tiny models, so that a head that computes too much is seen."""
 FLOAT, LONG = 4, 8
 
 
 def tuned(kind: str, method: str = "prompt_tuning", task: str = "words", *, eager: bool = True,
           backbone: dict[str, Any] | None = None, **settings: Any) -> Tuned:  # fmt: skip
     """A method on a tiny model; torch counts no operations of the CPU's fused attention, hence the eager one."""
-    base = tiny.backbone(kind, **(backbone or {}))
+    model, other = tiny.model(kind), tiny.backbone(kind, **(backbone or {}))
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    base = type(other)(model, other.tokenizer, other.config)
     base.model.set_attn_implementation("eager" if eager else "sdpa")
     words = ClassifyConfig(template="{text} it was {mask}", labels=WORDS)
     made: dict[str, Callable[[], Task]] = {
@@ -224,20 +228,30 @@ def gpt2_keeps(sizes: Sizes, rows: int, queries: int, *, shortened: bool = False
     return FLOAT * rows * queries * ((sizes.n - 1) * layer + (norm if shortened else layer + norm))
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_bytes_that_a_step_of_gpt2_keeps(share: bool) -> None:
-    made = tuned("gpt2", num_virtual_tokens=12, eager=False, backbone={"share_prefix": share})
+def gpt2_keeps_behind(sizes: Sizes, rows: int, queries: int, keys: int) -> int:
+    """The same over positions behind others: all keys and values that they read, and the mask, for each layer."""
+    return gpt2_keeps(sizes, rows, queries) + FLOAT * sizes.n * rows * keys * (2 * sizes.d + queries)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"backbone": {"share_prefix": False}}, {"placement": "end"}],
+    ids=["prompt once", "prompt in every row", "prompt behind kept texts"],
+)
+def test_bytes_that_a_step_of_gpt2_keeps(settings: dict[str, Any]) -> None:
+    made = tuned("gpt2", num_virtual_tokens=12, eager=False, **settings)
     given, sizes, v = batch(made), Sizes.of(made), 12
     s = given.input_ids.shape[1]
-    # ids and places of prompt rows for the embedding, the states that answers are read from
-    if share:
-        expected = gpt2_keeps(sizes, 1, v, shortened=True) + gpt2_keeps(sizes, ROWS, s) + (LONG + 1) * (v + ROWS * s)
-        # all keys and values that the rows read, together with those of the prompt, and the mask, for each layer
-        expected += FLOAT * sizes.n * ROWS * (v + s) * (2 * sizes.d + s)
-        expected += FLOAT * ROWS * s * sizes.d
+    step(made, given)()
+    if "placement" in settings:
+        ran, last, expected = ROWS * v, v, gpt2_keeps_behind(sizes, ROWS, v, s + v)
+    elif "backbone" in settings:
+        ran, last, expected = ROWS * (v + s), v + s, gpt2_keeps(sizes, ROWS, v + s)
     else:
-        expected = gpt2_keeps(sizes, ROWS, v + s) + ROWS * (v + s) * (LONG + 1 + FLOAT * sizes.d)
-    expected += FLOAT * sizes.d * 3
+        ran, last = v + ROWS * s, s
+        expected = gpt2_keeps(sizes, 1, v, shortened=True) + gpt2_keeps_behind(sizes, ROWS, s, v + s)
+    # which ids are prompt rows, and which rows they are; the states that answers are read from; words of the head
+    expected += (LONG + 1) * ran + FLOAT * ROWS * last * sizes.d + FLOAT * sizes.d * 3
     close(saved_bytes(step(made, given), made.backbone.model.parameters()), expected)
 
 
