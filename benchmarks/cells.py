@@ -111,7 +111,7 @@ def measure(cell: Cell, rounds: int) -> list[dict[str, Any]]:
                 "time_ratio": round(middle, 4),
                 "time_ratio_min": round(least, 4),
                 "time_ratio_max": round(most, 4),
-                "seconds": [round(seconds, 4) for seconds in taken[name]],
+                "seconds": [round(seconds, 5) for seconds in taken[name]],
                 "flops": counted[name],
                 "saved_bytes": saved[name],
                 "rounds": rounds,

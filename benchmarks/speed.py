@@ -212,7 +212,7 @@ def main() -> None:
             print(cell.name, *(f"| {t.fast}: {t.what} <= {t.bound:.2f} of {t.slow}" for t in cell.targets))
             continue
         made = measure(cell.shrunk() if arguments.small else cell, arguments.rounds)
-        command = f"python benchmarks/speed.py run --rounds {arguments.rounds} --cells {cell.name!r}"
+        command = f'python benchmarks/speed.py run --rounds {arguments.rounds} --cells "{cell.name}"'
         made = [{**row, **meta(command)} for row in made]
         show(cell, made)
         if not arguments.small:
