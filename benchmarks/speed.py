@@ -33,7 +33,7 @@ HAND, PEFT, LORA = "by hand", "PEFT prompt tuning", "PEFT LoRA"
 NARROW = "PEFT LoRA, logits at the answer alone"
 PLAIN, DEFAULT = "ours, switches off", "ours, default"
 OFF = {"share_prefix": False, "narrow_head": False, "kept_mib": 0}
-STATIC = 256
+STATIC, PADDED = 256, "by hand, padded to 256"
 PROFILES = {"short": (26, 13), "medium": (55, 22), "long": (85, 55)}
 """Mean and standard deviation of lognormal lengths, about those of SST-2, MRPC and RTE in a T5 vocabulary."""
 
@@ -86,24 +86,16 @@ def drawn(profile: str, count: int, most: int) -> list[int]:
 
 
 def lengths_apart(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
-    """One pass over texts of different lengths: padded to 256 by hand and in ours, as they come, and in buckets."""
-    profile = cell.name.rpartition(" ")[2]
+    """One pass over texts of different lengths: by hand and padded to 256; in ours as they come, and in buckets."""
     most, size = (STATIC, 16) if not cell.small else (16, 2)
-    lengths = drawn(profile, 4 * size, most)
-    train = {"batch_size": size}
-    dynamic = ours(cell, model, folder, "dynamic", lengths, train={**train, "bucket": False})
-    fast = ours(cell, model, folder, "fast", lengths, train=train)
-    static = ours(cell, model, folder, "static", lengths, train={**train, "bucket": False})
-    collated = static.tuned.batch
-    wide = [padded(collated(part), right=most - collated(part).input_ids.shape[1]) for part in
-            (static.rows[start : start + size] for start in range(0, len(static.rows), size))]  # fmt: skip
-    static.tuned.batch = lambda rows: padded(  # type: ignore[method-assign]
-        collated(rows), right=most - max(len(row.encoded.ids) for row in rows)
-    )
-    words = static.tuned._words.ids[:, 0]
+    lengths = drawn(cell.name.rpartition(" ")[2], 4 * size, most)
+    dynamic = ours(cell, model, folder, "dynamic", lengths, train={"batch_size": size, "bucket": False})
+    fast = ours(cell, model, folder, "fast", lengths, train={"batch_size": size})
+    parts = [fast.tuned.batch(fast.rows[start : start + size]) for start in range(0, len(fast.rows), size)]
+    wide = [padded(part, right=most - part.input_ids.shape[1]) for part in parts]
+    words = fast.tuned._words.ids[:, 0]
     return {
-        "by hand, padded to 256": loops.by_hand(cell.kind, shapes.twin(model), wide, words, cell.length),
-        "ours, padded to 256": static.passes,
+        PADDED: loops.by_hand(cell.kind, shapes.twin(model), wide, words, cell.length),
         "ours, bucket: false": dynamic.passes,
         DEFAULT: fast.passes,
     }
@@ -174,7 +166,7 @@ CELLS = [
     Cell("T5, l=20", "t5", 2, 128, 20, against, (faster(1.05),)),
     *(
         Cell(f"T5, l=100, texts {profile}", "t5", 64, STATIC, 100, lengths_apart,
-             (Target(DEFAULT, "ours, padded to 256", 1 / bound),), layers=1, whole_pass=True, extra=waste)
+             (Target(DEFAULT, PADDED, 1 / bound),), layers=1, whole_pass=True, extra=waste)
         for profile, bound in (("short", 2.2), ("medium", 1.7), ("long", 1.2))
     ),
     Cell("T5, dropout", "t5", 4, 156, 100, modes, (Target(DEFAULT, "ours, dropout: true", 1 / 1.1),

@@ -76,7 +76,6 @@ class Sizes:
     a: int
     p: int
     kv: int
-    vocabulary: int
 
     @classmethod
     def of(cls, made: Tuned) -> Sizes:
@@ -85,10 +84,10 @@ class Sizes:
         if config.model_type == "gpt2":
             f = config.n_inner or 4 * d
             # one matrix gives queries, keys and values together
-            return cls(n, d, f, heads, d, 3 * d * d + d * d + 2 * d * f, 3 * d * d, config.vocab_size)
+            return cls(n, d, f, heads, d, 3 * d * d + d * d + 2 * d * f, 3 * d * d)
         f, width = config.intermediate_size, d // heads
         kv = 2 * d * config.num_key_value_heads * width
-        return cls(n, d, f, heads, d, d * d + kv + d * d + 3 * d * f, kv, config.vocab_size)
+        return cls(n, d, f, heads, d, d * d + kv + d * d + 3 * d * f, kv)
 
     def forward(self, rows: int, queries: int, keys: int) -> int:
         """All layers over so many positions of each row."""
@@ -133,14 +132,24 @@ def test_a_step_of_a_causal_model_runs_the_prompt_once_or_in_every_row(kind: str
     close(flops(step(made, given)), expected)
 
 
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_written_answers_read_the_whole_vocabulary_at_their_own_positions_only(kind: str) -> None:
-    made = tuned(kind, task="text", num_virtual_tokens=5, backbone={"share_prefix": False})
+def test_written_answers_read_the_whole_vocabulary_at_their_own_positions_only(kind: str, share: bool) -> None:
+    made = tuned(kind, task="text", num_virtual_tokens=12, backbone={"share_prefix": share})
     given, sizes = batch(made), Sizes.of(made)
     assert given.target_ids is not None
-    answer = given.target_ids.shape[1]
-    expected = sizes.whole(ROWS, 5 + given.input_ids.shape[1] + answer) + sizes.head(ROWS * answer, sizes.vocabulary)
-    close(flops(step(made, given)), expected)
+    answer, common = given.target_ids.shape[1], len(made.backbone.prefix) if share else 0
+    s, v = given.input_ids.shape[1] + answer - common, 12 + common
+    expected = sizes.shared(ROWS, s, v) if share else sizes.whole(ROWS, v + s)
+    close(flops(step(made, given)), expected + sizes.head(ROWS * answer, VOCABULARY))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_without_narrow_head_every_position_reads_the_whole_vocabulary(kind: str) -> None:
+    made = tuned(kind, num_virtual_tokens=12, backbone={"narrow_head": False})
+    given, sizes = batch(made), Sizes.of(made)
+    positions = 12 + given.input_ids.shape[1]
+    close(flops(step(made, given)), sizes.whole(ROWS, positions) + sizes.head(ROWS * positions, VOCABULARY))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -156,11 +165,25 @@ def test_texts_before_their_prompt_run_in_the_first_pass_only(kind: str) -> None
         close(flops(step(made, given)), sizes.forward(ROWS, s, s) + behind)
 
 
+# ---- masked models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_step_of_bert_runs_its_head_at_the_mask_for_the_label_words(narrow: bool) -> None:
+    made = tuned("bert", num_virtual_tokens=7, backbone={"narrow_head": narrow})
+    given, config = batch(made), made.backbone.model.config
+    d, f, n, t = config.hidden_size, config.intermediate_size, config.num_hidden_layers, 7 + given.input_ids.shape[1]
+    body = n * t * (2 * 2 * (4 * d * d + 2 * d * f) + 12 * t * d)
+    reads, words = (1, 3) if narrow else (t, VOCABULARY)
+    close(flops(step(made, given)), ROWS * (body + reads * 2 * 2 * d * (d + words)))
+
+
 # ---- encoder-decoders ------------------------------------------------------------------------------------------------
 
 
-def test_a_step_of_t5_runs_its_decoder_on_one_position() -> None:
-    made = tuned("t5", num_virtual_tokens=7)
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_step_of_t5_runs_its_decoder_on_one_position(narrow: bool) -> None:
+    made = tuned("t5", num_virtual_tokens=7, backbone={"narrow_head": narrow})
     given, config = batch(made), made.backbone.model.config
     d, a, f, n, m = (
         config.d_model,
@@ -178,7 +201,7 @@ def test_a_step_of_t5_runs_its_decoder_on_one_position() -> None:
     # the decoder's first input is a token: nothing goes back through what only depends on it, which is the first
     # attention, the queries of the other and one of the two factors of its first product
     decoder -= own + 8 * a + 2 * d * a + 2 * t * a
-    close(flops(step(made, given)), ROWS * (encoder + decoder) + 2 * 2 * ROWS * d * 3)
+    close(flops(step(made, given)), ROWS * (encoder + decoder + 2 * 2 * d * (3 if narrow else VOCABULARY)))
 
 
 # ---- EPT's own modules -----------------------------------------------------------------------------------------------
