@@ -25,12 +25,13 @@ from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, read, repla
 from clock import ratio
 from drawing import picture
 from promptuary.types import View
-from speed import NARROW, OFF, ours
+from speed import NARROW, ours
 
 ROWS = RESULTS / "ept_cost.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "cost.svg"
 LENGTHS = (20, 60, 100, 200)
 LONG, SHORT, EPT = "prompt tuning l=100", "prompt tuning l=60", "EPT s=60"
+OFF = ", share_prefix: false"
 SPACES, BATCHES = (1, 2, 4, 8), (2, 8, 16)
 
 
@@ -55,9 +56,9 @@ def lengths_of_t5(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
 
 
 def lengths_of_gpt2(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
-    """Prompt tuning of several lengths with and without what is done to save work, and LoRA on the text alone."""
+    """Prompt tuning of several lengths, run once per batch and in every row, and LoRA on the text alone."""
     steps: dict[str, Loop] = {}
-    for name, switches in (("", {}), (", switches off", OFF)):
+    for name, switches in (("", {}), (OFF, {"share_prefix": False})):
         for length in sorted(LENGTHS, key=lambda length: length != 100):
             made = ours(cell, model, folder, f"l{length}{bool(switches)}", method=tuning(cell, length), **switches)
             steps[f"prompt tuning l={length}{name}"] = made.loop
@@ -136,7 +137,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
     for title, cell, suffix in (
         ("T5-base, texts of 64", "T5, texts of 64", ""),
         ("T5-base, texts of 256", "T5, texts of 256", ""),
-        ("GPT-2, texts of 64, switches off", "GPT-2, texts of 64", ", switches off"),
+        ("GPT-2, texts of 64" + OFF, "GPT-2, texts of 64", OFF),
         ("GPT-2, texts of 64, default", "GPT-2, texts of 64", ""),
     ):
         base = by_name[cell, NARROW]

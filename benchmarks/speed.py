@@ -14,6 +14,7 @@ with eager attention, time and kept bytes are taken with the attention that the 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 from collections.abc import Sequence
@@ -117,16 +118,21 @@ def modes(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     }
 
 
+def halved(model: Any) -> Any:
+    """A copy in bfloat16, with weights of its own."""
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
 def precisions(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """The frozen model in float32 and in bfloat16; the prompt is in float32 both times."""
-    half = ours(cell, shapes.twin(model).to(torch.bfloat16), folder, "half", dtype="bfloat16")
+    half = ours(cell, halved(model), folder, "half", dtype="bfloat16")
     return {DEFAULT: ours(cell, model, folder, "fast").loop, "ours, dtype: bfloat16": half.loop}
 
 
 def cosine(cell: Cell, model: Any, folder: Path) -> dict[str, Any]:
     """Of the gradients in both precisions at the same prompt."""
     whole = ours(cell, model, folder, "whole")
-    half = ours(cell, shapes.twin(model).to(torch.bfloat16), folder, "part", dtype="bfloat16")
+    half = ours(cell, halved(model), folder, "part", dtype="bfloat16")
     half.tuned.restore(whole.tuned.state())
     found = torch.nn.functional.cosine_similarity(whole.gradient(), half.gradient(), dim=0)
     return {"gradient_cosine": float(found)}

@@ -145,7 +145,7 @@ def lengths(rows: Sequence[Row]) -> str:
         found = named(rows, cell.name)
         if speed.NARROW not in found:
             continue
-        for suffix in ("", ", switches off"):
+        for suffix in ("", ept_cost.OFF):
             names = [f"prompt tuning l={length}{suffix}" for length in ept_cost.LENGTHS]
             if names[0] in found:
                 base, chosen = found[speed.NARROW], [*names, *([ept_cost.EPT] if not suffix else [])]

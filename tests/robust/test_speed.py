@@ -14,6 +14,7 @@ import torch
 import cells
 import clock
 import ept_cost
+import shapes
 import speed
 import speed_page
 
@@ -40,10 +41,19 @@ def test_every_kind_of_cell_runs_and_counts(cell: cells.Cell) -> None:
         assert len(row["seconds"]) == row["rounds"] == 1
         assert (row["saved_bytes"] is None) == cell.whole_pass
     found = {row["cell"][1]: row for row in rows}
-    if speed.PLAIN in found:  # whoever computes more of the head has more operations
-        assert found[speed.PLAIN]["flops"] < found[speed.PEFT]["flops"]
+    if speed.PLAIN in found:  # what is switched off is work; PEFT does all of it
+        assert found[speed.DEFAULT]["flops"] < found[speed.PLAIN]["flops"] <= found[speed.PEFT]["flops"]
     if speed.NARROW in found:
         assert found[speed.NARROW]["flops"] < found.get(speed.LORA, rows[0])["flops"]
+
+
+def test_a_twin_shares_its_weights_and_a_half_does_not() -> None:
+    model = shapes.model("gpt2", small=True)
+    other, half = shapes.twin(model), speed.halved(model)
+    assert all(one is two for one, two in zip(model.parameters(), other.parameters(), strict=True))
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert other.transformer is not model.transformer
 
 
 def test_names_of_cells_are_unique() -> None:
