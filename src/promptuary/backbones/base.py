@@ -6,6 +6,7 @@ Knows no method, task or data set; `inject.py` does the wrapping, and each famil
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,7 @@ from promptuary.backbones.feed import reading
 from promptuary.backbones.hosts import hold, let_go
 from promptuary.backbones.inject import Read
 from promptuary.backbones.place import Placed, Side, place
+from promptuary.backbones.recompute import layers, recomputing
 from promptuary.backbones.tail import Tail
 from promptuary.backbones.text import AnswerAt, TextCoder
 from promptuary.backbones.vocabulary import TableVocabulary
@@ -315,6 +317,19 @@ class Backbone(abc.ABC):
             yield
         finally:
             self.model.train(False)
+
+    def recomputing(self, wanted: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Inside, layers keep their inputs only, and run again in the backward pass.
+
+        Raises:
+            SiteError: the model has no layers that can run again.
+        """
+        return recomputing(self.wiring) if wanted else contextlib.nullcontext()
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the model has layers that can run again."""
+        return bool(layers(self.model))
 
     def embeddings(self, batch: Batch) -> Float[Tensor, "b t d"]:
         """Frozen embeddings of the text, for methods that need them."""

@@ -95,7 +95,7 @@ class Wiring:
         self.model = model
         self.held = 0
         self.attached: list[Any] = []
-        self._bodies, self._lock = set[nn.Module](), threading.Lock()
+        self._later, self._lock = set[tuple[nn.Module, str]](), threading.Lock()
         self._shadowed: list[tuple[Any, str, Any]] = []
         table: Any = model.get_input_embeddings()
         if not isinstance(table, nn.Module):
@@ -137,12 +137,16 @@ class Wiring:
             module.training = training
         del self.model.__dict__[_NAME]
 
+    def shadow_once(self, owner: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
+        """The same, unless this was done before; for what is wanted later than at the start."""
+        with self._lock:
+            if (owner, name) not in self._later:
+                self.shadow(owner, name, make)
+                self._later.add((owner, name))
+
     def cuts(self, body: nn.Module) -> None:
         """Make a module between embedding and head heed a `Cut`."""
-        with self._lock:
-            if body not in self._bodies:
-                self.shadow(body, "forward", functools.partial(self._cut, body))
-                self._bodies.add(body)
+        self.shadow_once(body, "forward", functools.partial(self._cut, body))
 
     # ---- what is active ---------------------------------------------------------------------------------------------
 
