@@ -62,7 +62,7 @@ def ours(
 def against(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """Everybody on one batch."""
     plain, fast = ours(cell, model, folder, "plain", **OFF), ours(cell, model, folder, "fast")
-    batch, words = [plain.batch()], plain.tuned._words.ids[:, 0]
+    batch, words = [plain.batch()], plain.tuned.asking.words.ids[:, 0]
     return {
         PEFT: loops.peft(cell.kind, shapes.twin(model), batch, words, cell.length),
         HAND: loops.by_hand(cell.kind, shapes.twin(model), batch, words, cell.length),
@@ -94,7 +94,7 @@ def lengths_apart(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     fast = ours(cell, model, folder, "fast", lengths, train={"batch_size": size})
     parts = [fast.tuned.batch(fast.rows[start : start + size]) for start in range(0, len(fast.rows), size)]
     wide = [padded(part, right=most - part.input_ids.shape[1]) for part in parts]
-    words = fast.tuned._words.ids[:, 0]
+    words = fast.tuned.asking.words.ids[:, 0]
     return {
         PADDED: loops.by_hand(cell.kind, shapes.twin(model), wide, words, cell.length),
         "ours, bucket: false": dynamic.passes,
@@ -147,7 +147,7 @@ def recomputed(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
 def behind(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     """The prompt before the texts and behind them, from the second pass over the texts on."""
     first = ours(cell, model, folder, "prefix")
-    batch, words = [first.batch()], first.tuned._words.ids[:, 0]
+    batch, words = [first.batch()], first.tuned.asking.words.ids[:, 0]
     end = {"placement": "end"}
     return {
         PEFT: loops.peft(cell.kind, shapes.twin(model), batch, words, cell.length),
