@@ -68,7 +68,9 @@ def lengths_of_gpt2(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
 def lora(cell: Cell, model: Any, folder: Path) -> Loop:
     """PEFT's LoRA in a plain loop over the same texts, with as little of the head as ours."""
     made = ours(cell, model, folder, "texts")
-    return loops.peft(cell.kind, shapes.twin(model), [made.batch()], made.tuned.asking.words.ids[:, 0], None, narrow=True)
+    return loops.peft(
+        cell.kind, shapes.twin(model), [made.batch()], made.tuned.asking.words.ids[:, 0], None, narrow=True
+    )
 
 
 def spaces(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
