@@ -29,7 +29,8 @@ from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.building import build_method, open_backbone
 from promptuary.data.collate import Row
 from promptuary.evaluation import evaluate
-from promptuary.training import Listener, Training, seeded
+from promptuary.seeds import seeded
+from promptuary.training import Listener, Training
 from promptuary.tuned import Tuned
 
 RESULTS = Path(__file__).parent / "results"

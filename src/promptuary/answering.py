@@ -200,7 +200,7 @@ def _batch(chosen: Sequence[Question]) -> tuple[Batch, Prompts, dict[Answerer, l
 
 def _own(tuned: Tuned, batch: Batch, mine: Sequence[int]) -> Prompt:
     """The prompt of some rows of a batch; where it depends on the text, with a place for each row of the batch."""
-    if tuned.method is None or not tuned.method.needs:
+    if tuned.method is None or not tuned.method.depends:
         return tuned.prompt(batch)
     at = torch.tensor(mine, device=batch.input_ids.device)
     place = torch.zeros(len(batch), dtype=torch.long, device=at.device)

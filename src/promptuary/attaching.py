@@ -63,7 +63,7 @@ def attach(prompts: Mapping[str, Tuned], model: Any = None, *, train: bool = Fal
                 host.check_identity(one.backbone.identity, one.backbone.config.model)
         makers = [_maker(one, train) for one in tuned]
 
-        fixed = not any(one.method is not None and one.method.needs for one in tuned)
+        fixed = not any(one.method is not None and one.method.depends for one in tuned)
 
         def place(batch: Batch, side: Side, vectors: torch.Tensor | None) -> Placed:
             if vectors is not None and not fixed:
@@ -88,7 +88,7 @@ def _maker(tuned: Tuned, train: bool) -> Callable[[Batch], Prompt]:
     """What gives the prompt for a batch."""
     if tuned.method is None:
         raise NotFoldable("there is no prompt to attach: this is the frozen model alone")
-    if train or tuned.method.needs:
+    if train or tuned.method.depends:
         return tuned.prompt
     folded = tuned.method.fold()
     return lambda batch: folded

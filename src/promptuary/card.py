@@ -192,6 +192,6 @@ def _limits(tuned: Tuned, facts: Mapping[str, Any], base: str) -> str:
     if tuned.has_task:
         lines.append(f"Texts are cut to {facts['max_length']} tokens.")
         lines.append("The scores hold for the data named above and were not measured on anything else.")
-    if tuned.method is not None and tuned.method.needs:
+    if tuned.method is not None and tuned.method.depends:
         lines.append("The prompt depends on the input, so it has no static form for other tools.")
     return "".join(f"- {line}\n" for line in lines)

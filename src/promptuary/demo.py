@@ -21,7 +21,8 @@ from promptuary.data.load import Splits, load
 from promptuary.evaluation import evaluate
 from promptuary.listening import Listener
 from promptuary.metrics import bootstrap_interval, majority_baseline
-from promptuary.training import seeded, train
+from promptuary.seeds import seeded
+from promptuary.training import train
 from promptuary.tuned import Tuned
 
 

@@ -33,9 +33,10 @@ from promptuary.evaluation import Evaluation, evaluate
 from promptuary.listening import Listener, Stop
 from promptuary.metrics import METRICS
 from promptuary.runs import RunFolder
+from promptuary.seeds import seeded
 from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
-from promptuary.training_data import Feed, seeded
+from promptuary.training_data import Feed
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
 from promptuary.tuned import Tuned

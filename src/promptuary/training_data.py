@@ -10,23 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from promptuary.config import Run
 from promptuary.data.augment import augmented
 from promptuary.data.collate import Row, batches
 from promptuary.data.load import Splits
 from promptuary.data.splits import SPLITS, naming
 from promptuary.errors import ConfigError
+from promptuary.seeds import seeded
 from promptuary.tuned import Tuned
-
-
-def seeded(seed: int, *parts: int) -> torch.Generator:
-    """A generator for one purpose: the same seed and parts give the same numbers."""
-    value = seed
-    for part in parts:
-        value = (value * 1_000_003 + part + 1) % (2**63)
-    return torch.Generator().manual_seed(value)
 
 
 class Feed:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptuary.seeds import seeded
 from promptuary.solvers.gradient import GradientSolver
-from promptuary.training_data import seeded
 from promptuary.tuned import Tuned
 
 TIMES = 1000

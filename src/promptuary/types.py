@@ -9,7 +9,7 @@ a tokens of an answer, n positions that are read, l layers, k heads of keys and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from promptuary.errors import NotFoldable
+from promptuary.seeds import Chance
 
 ANSWER = "mask"
 """Name of the slot at which the answer is read: the mask token, or the last token before the answer."""
@@ -174,17 +175,7 @@ class Batch:
 
     def rows(self, rows: Int[Tensor, " n"]) -> Batch:
         """The chosen rows, in the given order; a row may be repeated."""
-
-        def pick(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value[rows]
-            if isinstance(value, Candidates):
-                return Candidates(value.ids[rows], value.mask[rows]) if value.per_row else value
-            if isinstance(value, Mapping):
-                return {name: pick(item) for name, item in value.items()}
-            return value
-
-        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: _picked(getattr(self, f.name), rows) for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -211,26 +202,80 @@ class Encoded:
 
 @dataclass(frozen=True)
 class View:
-    """What a method may look at; holds only what the method declared in `needs`.
+    """What a method may look at; holds only what the method declared in `needs`, and `mask` where that is anything.
 
-    `embeddings` [b, t, d]: frozen embeddings of the text; `mask` [b, t]: which of them are real tokens.
+    `mask` [b, t]: which tokens of the text are real; `content`: which of them are neither special nor an answer.
+    `ids`, `embeddings`: the text as token ids, and as frozen embeddings.
+    `states`: the frozen model's last hidden states of the text without any prompt, zero at padding; `at` [b]: the
+    answer's column among them, -1 where a family reads it elsewhere; `answer`: the state that it is read from.
+    `chance`: what noise is drawn from, in training; None in evaluation.
     """
 
-    embeddings: Float[Tensor, "b t d"] | None = None
     mask: Bool[Tensor, "b t"] | None = None
+    content: Bool[Tensor, "b t"] | None = None
+    ids: Int[Tensor, "b t"] | None = None
+    embeddings: Float[Tensor, "b t d"] | None = None
+    states: Float[Tensor, "b t h"] | None = None
+    at: Int[Tensor, " b"] | None = None
+    answer: Float[Tensor, "b h"] | None = None
+    chance: Chance | None = None
+
+    def rows(self, rows: Int[Tensor, " n"]) -> View:
+        """The chosen rows, in the given order."""
+        return View(**{f.name: _picked(getattr(self, f.name), rows) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of a batch under a prompt; holds what the method declared in `reads`.
+
+    `view`: what the prompt was made from.
+    `scores` [b, c]: of each answer, as the task reads them.
+    `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
+    `target` [b]: the right answers, class index or value; absent outside training.
+    `further`: the same of each further prompt that the method asked for.
+    """
+
+    view: View = field(default_factory=View)
+    scores: Float[Tensor, "b c"] | None = None
+    answer: Float[Tensor, "b h"] | None = None
+    words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
+    target: Tensor | None = None
+    further: Mapping[str, Outputs] = field(default_factory=dict)
+
+    def rows(self, rows: Int[Tensor, " n"]) -> Outputs:
+        """The chosen rows, in the given order."""
+        return replace(self, **{f.name: _picked(getattr(self, f.name), rows) for f in fields(self)})
+
+
+def _picked(value: Any, rows: Int[Tensor, " n"]) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, Candidates):
+        return Candidates(value.ids[rows], value.mask[rows]) if value.per_row else value
+    if isinstance(value, View | Outputs | Chance):
+        return value.rows(rows)
+    if isinstance(value, Mapping):
+        return {name: _picked(item, rows) for name, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
 class Shape:
     """All that a method may know of a backbone when it is built.
 
-    `width` of the token embeddings; for keys and values the `layers` that have them, their `heads` and `head` width.
+    `width` of the token embeddings and of the `hidden` states behind the model; for keys and values the `layers` that
+    have them, their `heads` and `head` width; `vocabulary`: ids of tokens; `classes` that the task tells apart, 0 where
+    it has none.
     """
 
     width: int
     layers: int = 1
     heads: int = 1
     head: int = 8
+    hidden: int = 0
+    vocabulary: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)

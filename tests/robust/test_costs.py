@@ -20,10 +20,10 @@ import tiny
 from clock import flops, saved_bytes
 from promptuary import registry
 from promptuary.building import build_method
+from promptuary.seeds import seeded
 from promptuary.tasks.base import Task
 from promptuary.tasks.classify import Classify, ClassifyConfig
 from promptuary.tasks.generate import Generate, GenerateConfig
-from promptuary.training import seeded
 from promptuary.tuned import Tuned
 from promptuary.types import Batch, View
 

@@ -21,7 +21,8 @@ import toy
 from promptuary.checkpoint import load_prompt
 from promptuary.errors import ConfigError, DataError, PromptuaryError
 from promptuary.evaluation import evaluate
-from promptuary.training import Listener, Training, seeded, train
+from promptuary.seeds import seeded
+from promptuary.training import Listener, Training, train
 
 KEYS = [
     "method",

@@ -9,6 +9,7 @@ import abc
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from promptuary.backbones.cache import counts_prefix
 from promptuary.backbones.feed import reading
 from promptuary.backbones.hosts import hold, let_go
 from promptuary.backbones.inject import Read
+from promptuary.backbones.kept import Kept, bare
 from promptuary.backbones.place import Placed, Side, place
 from promptuary.backbones.recompute import layers, recomputing
 from promptuary.backbones.tail import Tail
@@ -128,7 +130,15 @@ class Backbone(abc.ABC):
             model.requires_grad_(False)
             model.train(False)
         width = int(self.vocabulary.embed(torch.tensor([0])).shape[1])
-        self.shape = Shape(width, *self.key_value_shape())
+        facts = self._facts()
+        # OPT may end in the width of its embeddings
+        hidden = facts.get("word_embed_proj_dim") or facts.get("hidden_size") or width
+        self.shape = Shape(width, *self.key_value_shape(), hidden=hidden, vocabulary=self.wiring.vocabulary)
+
+    def _facts(self) -> dict[str, Any]:
+        """The model's config, with what goes by another name there also under the usual one."""
+        facts, names = self.model.config.to_dict(), self.model.config.attribute_map
+        return facts | {name: facts[own] for name, own in names.items() if facts.get(own)}
 
     def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
         """Refuse a model that lacks what the family needs."""
@@ -144,8 +154,7 @@ class Backbone(abc.ABC):
 
     def key_value_shape(self) -> tuple[int, int, int]:
         """Layers, heads and width of a head of the keys and values that a prompt may bring."""
-        facts, names = self.model.config.to_dict(), self.model.config.attribute_map
-        facts |= {name: facts[own] for name, own in names.items() if facts.get(own)}
+        facts = self._facts()
         heads = facts.get("num_attention_heads") or 1
         width = facts.get("hidden_size") or heads
         layers = facts.get("num_hidden_layers") or 1
@@ -306,9 +315,17 @@ class Backbone(abc.ABC):
     @property
     def narrow(self) -> bool:
         """Whether only what is read is computed: as the settings ask, where it was tried and found exact."""
-        return self.config.narrow_head and self.tail.exact(
-            self.arguments(self.vocabulary.common(6)[None].to(self.device))
-        )
+        return self.config.narrow_head and self.separable
+
+    @property
+    def separable(self) -> bool:
+        """Whether the head can run apart from the body: it is tried once."""
+        return self.tail.exact(self.arguments(self.vocabulary.common(6)[None].to(self.device)))
+
+    @cached_property
+    def kept(self) -> Kept:
+        """What is computed once and kept, within the bound of the settings."""
+        return Kept(self.config.kept_mib * 2**20)
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
@@ -342,6 +359,16 @@ class Backbone(abc.ABC):
         with torch.no_grad():
             return self.table(batch.input_ids)
 
+    def bare(self, batch: Batch, what: Literal["states", "answer"]) -> Tensor:
+        """What the frozen model says of the text without any prompt; each text runs once and is kept.
+
+        Returns:
+            "states": last hidden states at the text's tokens, zero at padding, [b, t, h]; "answer": the state that the
+            answer is read from, [b, h].
+        """
+        read = self.hidden if what == "states" else self.answer
+        return bare(lambda rows: read(replace(rows, prompt_index=None), Prompt()), batch, what, self.model, self.kept)
+
     def probe(self) -> Batch:
         """A text of one usual token, to look at what does not depend on the text."""
         first = self.vocabulary.common(1).to(self.device)
@@ -370,6 +397,29 @@ class Backbone(abc.ABC):
             raise ConfigError('backbone.pooling is "answer" but the template has no {mask}; add it or pool otherwise')
         at = batch.slots[ANSWER] if how == "answer" else ends[how]
         return states[torch.arange(len(batch), device=at.device), at]
+
+    def answer(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
+        """The state that an answer of one token is read from.
+
+        Raises:
+            DataError: the text has no place for an answer.
+        """
+        return self.pooled(batch, prompts)
+
+    def words(self, states: Float[Tensor, "b h"], candidates: Candidates) -> Float[Tensor, "b c"]:
+        """Scores of answers of one token from such states: `score` is this, asked of `answer`.
+
+        Raises:
+            SiteError: an answer has several tokens, or the model's head does not run apart from its body.
+        """
+        if int(candidates.mask.sum(-1).max()) > 1:
+            raise SiteError("answers of several tokens are not read from one state; choose label words of one token")
+        if not self.separable:
+            raise SiteError(f"{type(self.model).__name__} does not let its head run apart from its body")
+        ids = candidates.ids[..., 0].clamp(min=0)
+        words = torch.unique(ids)
+        found = read_words(self.tail.logits(states, words).float(), words, ids.expand(len(states), -1))
+        return found.masked_fill(~candidates.mask.any(-1), -torch.inf)
 
     def score(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
         """A score per possible answer; softmax over them gives their probabilities among themselves.

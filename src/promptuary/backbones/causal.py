@@ -18,7 +18,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
 from promptuary.backbones.cache import check_window, keys_values, repeat_kv, window_of
 from promptuary.backbones.feed import loses_prefix, writing
-from promptuary.backbones.kept import Kept
 from promptuary.backbones.place import Placed, insert_after
 from promptuary.backbones.shared import Body
 from promptuary.backbones.tail import Expected, Narrow, Whole
@@ -67,7 +66,7 @@ class Causal(Backbone):
     @cached_property
     def body(self) -> Body:
         """The model below its head."""
-        return Body(self.model, self.shape.layers, Kept(self.config.kept_mib * 2**20))
+        return Body(self.model, self.shape.layers, self.kept)
 
     @property
     def shares(self) -> bool:
@@ -93,6 +92,10 @@ class Causal(Backbone):
         """States [b, n, h] of what the head turns into words behind text columns `at` [b, n]; see `Body.states`."""
         placed = self.place(batch, prompts)
         return self._states(placed, placed.ahead.gather(1, _real(batch, at)), same)
+
+    def answer(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
+        """The state behind the last token of the text."""
+        return self.states(batch, prompts, batch.slots[ANSWER][:, None])[:, 0]
 
     def expected(self, batch: Batch, prompts: Prompts, at: Tensor, *, same: Tensor | None = None) -> Expected:
         """What the model expects behind the tokens at text columns `at` [b, n]."""

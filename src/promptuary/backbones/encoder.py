@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone, Prompts
-from promptuary.backbones.kept import Kept, stamp_of
+from promptuary.backbones.kept import stamp_of
 from promptuary.types import Batch, Candidates, Prompt
 
 
@@ -27,10 +27,6 @@ class Encoder(Backbone):
     abilities = frozenset({"words", "pool"})
     pooling = "mean"
 
-    def check_model(self) -> None:
-        """Nothing is needed; starts the store of prototypes."""
-        self._kept = Kept(self.config.kept_mib * 2**20)
-
     def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
         """Last hidden states."""
         placed = self.place(batch, prompts)
@@ -40,7 +36,11 @@ class Encoder(Backbone):
 
     def score(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
         """Cosine to each answer's prototype over the temperature; answers that do not exist score -inf."""
-        vectors = torch.nn.functional.normalize(self.pooled(batch, prompts).float(), dim=-1)
+        return self.words(self.answer(batch, prompts), candidates)
+
+    def words(self, states: Float[Tensor, "b h"], candidates: Candidates) -> Float[Tensor, "b c"]:
+        """The same from pooled vectors; answers may have any number of tokens."""
+        vectors = torch.nn.functional.normalize(states.float(), dim=-1)
         prototypes = self.prototypes(candidates)
         equation = "bh,bch->bc" if candidates.per_row else "bh,ch->bc"
         scores = torch.einsum(equation, vectors, prototypes) / self.config.temperature
@@ -55,12 +55,12 @@ class Encoder(Backbone):
             for row in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
         for answer in dict.fromkeys(answers):
-            found = self._kept.get((answer, stamp))
+            found = self.kept.get((answer, stamp))
             known[answer] = None if found is None else found[0][0]
         missing = [answer for answer, vector in known.items() if vector is None]
         for answer, vector in zip(missing, self._embed(missing) if missing else (), strict=True):
             known[answer] = own = vector.clone()  # not a view, which would keep all the others too
-            self._kept.put((answer, stamp), [(own,)])
+            self.kept.put((answer, stamp), [(own,)])
         vectors = [vector for vector in map(known.__getitem__, answers) if vector is not None]
         return torch.stack(vectors).view(*candidates.ids.shape[:-1], -1)
 

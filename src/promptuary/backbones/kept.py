@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from promptuary.types import Batch
 
 Row = Sequence[Sequence[Tensor]]
 """What is kept under one key: keys and values of one row, for each layer a pair of [k, n, e]; or a vector."""
@@ -94,3 +96,46 @@ def stamp_of(model: Any, weights: Sequence[Tensor] = ()) -> Hashable:
     cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     values = hash(tuple((weight.data_ptr(), weight._version) for weight in held))
     return values, held[0].dtype, device, cast
+
+
+@torch.no_grad()
+def bare(
+    run: Callable[[Batch], Tensor], batch: Batch, what: Literal["states", "answer"], model: Any, kept: Kept
+) -> Tensor:
+    """What a frozen model says of texts alone, each of which runs once and is kept.
+
+    Args:
+        run: gives states of rows of the batch, [n, t, h], or the state of the answer of each, [n, h].
+        batch: text on either side of its padding.
+        what: which of the two.
+        model: it depends on.
+        kept: the store.
+    """
+    mask = batch.attention_mask.bool()
+    if model.training:  # its dropout is at work: no two passes are the same
+        return run(batch)
+    parts = (batch.input_ids,) if batch.segment_ids is None else (batch.input_ids, batch.segment_ids)
+    told = [tuple(tuple(part[row][mask[row]].tolist()) for part in parts) for row in range(len(batch))]
+    # places count from the text's first token
+    first = mask.long().argmax(1)
+    slots = sorted((name, (at - first).tolist()) for name, at in batch.slots.items())
+    stamp = stamp_of(model)
+    keys = [(what, text, tuple((name, at[row]) for name, at in slots), stamp) for row, text in enumerate(told)]
+    known: dict[Hashable, Tensor] = {}
+    for key in dict.fromkeys(keys):
+        there = kept.get(key)
+        if there is not None:
+            known[key] = there[0][0]
+    missing = [row for key, row in {key: row for row, key in enumerate(keys)}.items() if key not in known]
+    if missing:
+        rows = torch.tensor(missing, device=mask.device)
+        for row, own in zip(missing, run(batch.rows(rows)), strict=True):
+            # not a view, which would keep all the others too
+            known[keys[row]] = own = (own[mask[row]] if what == "states" else own).clone()
+            kept.put(keys[row], [(own,)], push=False)
+    found = [known[key] for key in keys]
+    if what == "answer":
+        return torch.stack(found)
+    states = found[0].new_zeros(*mask.shape, found[0].shape[-1])
+    states[mask] = torch.cat(found)
+    return states

@@ -47,6 +47,11 @@ class Masked(Backbone):
             states = self.model.base_model(**inputs).last_hidden_state
         return states.gather(1, placed.columns[..., None].expand(-1, -1, states.shape[-1]))
 
+    def answer(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
+        """The state at the mask."""
+        states = self.hidden(batch, prompts)
+        return states[torch.arange(len(batch), device=states.device), self._answer(batch)]
+
     def expected(self, batch: Batch, prompts: Prompts, at: Tensor) -> Expected:
         """What the model expects at text columns `at` [b, n]."""
         placed = self.place(batch, prompts)

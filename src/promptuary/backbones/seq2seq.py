@@ -80,17 +80,34 @@ class Seq2Seq(Backbone):
             "encoder_outputs": BaseModelOutput(last_hidden_state=nothing), "decoder_input_ids": ids, "use_cache": False
         }  # fmt: skip
 
-    def _decode(self, states: Tensor, placed: Placed, ids: Tensor, at: Tensor) -> Expected:
-        """What the model expects at columns `at` of the decoder's input `ids`; several inputs may share a text."""
+    def answer(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
+        """The decoder's state that the first token of an answer is read from.
+
+        Raises:
+            SiteError: the model's head does not run apart from its body.
+        """
+        if not self.separable:
+            raise SiteError(f"{type(self.model).__name__} does not let its head run apart from its body")
+        placed = self.place(batch, prompts)
+        start, at = self._started(torch.zeros(len(batch), 1, dtype=torch.long, device=placed.input_ids.device))
+        found = self.tail.states(self._decoding(self._encode(placed), placed, start))
+        return found[torch.arange(len(batch), device=at.device), at[:, 0]]
+
+    def _decoding(self, states: Tensor, placed: Placed, ids: Tensor) -> dict[str, Any]:
+        """What the decoder takes with its input `ids`; several inputs may share a text."""
         times = len(ids) // len(placed.input_ids)
         prefix = None if placed.prefix is None else placed.prefix.repeat(times)
-        inputs = {
+        return {
             "encoder_outputs": BaseModelOutput(last_hidden_state=states.repeat_interleave(times, 0)),
             "attention_mask": placed.attention_mask.repeat_interleave(times, 0),
             "decoder_input_ids": ids,
             "use_cache": prefix is not None,
             **decoding(self.model, prefix, ids),
         }
+
+    def _decode(self, states: Tensor, placed: Placed, ids: Tensor, at: Tensor) -> Expected:
+        """What the model expects at columns `at` of the decoder's input `ids`."""
+        inputs = self._decoding(states, placed, ids)
         if self.narrow:
             found = self.tail.states(inputs)
             return Narrow(found.gather(1, at[..., None].expand(-1, -1, found.shape[-1])), self.tail)

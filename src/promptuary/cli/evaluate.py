@@ -36,7 +36,7 @@ def evaluate(
     """Score a prompt on labelled examples."""
     from promptuary import checkpoint, evaluation, files
     from promptuary.data.load import load
-    from promptuary.training import seeded
+    from promptuary.seeds import seeded
 
     if predictions is not None:
         console.check_file("--predictions", predictions)

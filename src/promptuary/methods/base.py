@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from promptuary.errors import ConfigError
 from promptuary.prompts.init import Start, Starting, starting_rows
 from promptuary.settings import Settings
-from promptuary.types import Losses, Prompt, Shape, View
+from promptuary.types import Losses, Outputs, Prompt, Shape, View
 
 
 class MethodConfig(Settings):
@@ -70,6 +71,8 @@ class Method(nn.Module, abc.ABC):
         title, paper: for tables and cards.
         reconstructed: whether it was rebuilt from partial sources (its card says which).
         sites: places of a backbone that it uses.
+        reads: what `scores` and `loss` look at: the task's "scores", the state of the "answer", or both.
+        whole_batches: whether its loss compares the rows of a batch, so that a batch cannot be cut into parts.
         groups: parameter name -> learning-rate group; the group's rate is the config field `<group>_lr`.
         undecayed: groups without weight decay.
         relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
@@ -83,6 +86,8 @@ class Method(nn.Module, abc.ABC):
     paper: ClassVar[str]
     reconstructed: ClassVar[bool] = False
     sites: ClassVar[frozenset[str]] = frozenset({"input"})
+    reads: ClassVar[frozenset[str]] = frozenset({"scores"})
+    whole_batches: ClassVar[bool] = False
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
     groups: ClassVar[Mapping[str, str]]
     undecayed: ClassVar[frozenset[str]] = frozenset({"modules"})
@@ -107,8 +112,13 @@ class Method(nn.Module, abc.ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What `prompt` must see of a batch: "embeddings" or nothing. Nothing means one prompt for all inputs."""
+        """What it must see of a batch: fields of `View` other than `mask` and `chance`, which come with them."""
         return frozenset()
+
+    @property
+    def depends(self) -> bool:
+        """Whether the prompt depends on the input; if not, there is one for all inputs, and it can be folded."""
+        return bool(self.needs)
 
     @abc.abstractmethod
     def build(self) -> None:
@@ -152,8 +162,13 @@ class Method(nn.Module, abc.ABC):
         kv = None if found.kv is None else found.kv.detach().clone()
         return replace(found, rows=rows, offset=offset, kv=kv)
 
-    def loss(self, task_loss: Tensor) -> Losses:
-        """What training minimises; by default just the task's loss."""
+    def scores(self, outputs: Outputs) -> Float[Tensor, "b c"]:
+        """The score of each answer; by default as the task reads them."""
+        assert outputs.scores is not None
+        return outputs.scores
+
+    def loss(self, task_loss: Float[Tensor, ""], outputs: Outputs) -> Losses:
+        """What training minimises; by default just the task's loss. What is added is a mean over rows."""
         return Losses(task_loss, {"task": float(task_loss.detach())})
 
     def insight(self) -> Mapping[str, Tensor]:

@@ -22,7 +22,7 @@ def folded_equals_live(case: Case) -> None:
     tuned = case.tuned()
     assert tuned.method is not None
     batch = tuned.batch(case.rows(tuned))
-    if tuned.method.needs:
+    if tuned.method.depends:
         expect_raised(NotFoldable, tuned.method.fold, "fold of a prompt that depends on the input")
         return
     folded = tuned.scores(batch)
@@ -102,7 +102,7 @@ def second_turn_equals_fresh(case: Case) -> None:
         def go_on() -> Tensor:
             return model.generate(whole, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
 
-        if tuned.method.needs:
+        if tuned.method.depends:
             expect_raised(SiteError, go_on, "a second turn of a prompt that depends on the text")
             return
         cached = go_on()[0, whole.shape[1] :].tolist()
@@ -124,7 +124,7 @@ def detaching_restores_the_base(case: Case) -> None:
     tuned.loss(tuned.batch(case.rows(tuned))).total.backward()
     backbone.release()
     _expect_same(model, plain, "after release")
-    if tuned.method is not None and not tuned.method.needs:
+    if tuned.method is not None and not tuned.method.depends:
         with case.tuned(spare).attach(model):
             pass
         _expect_same(model, plain, "after attach")

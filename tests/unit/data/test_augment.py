@@ -20,7 +20,8 @@ from promptuary.config import load_run
 from promptuary.data.augment import AugmentConfig, augmented, deleted, swapped
 from promptuary.errors import ConfigError
 from promptuary.listening import Listener
-from promptuary.training import Training, seeded
+from promptuary.seeds import seeded
+from promptuary.training import Training
 
 BOTH = AugmentConfig(delete=0.3, swap=0.3)
 TEXTS = st.lists(st.sampled_from(["a", "red", "sky", "über", "犬"]), max_size=12).map("  ".join)

@@ -95,7 +95,7 @@ def _static(tuned: Tuned) -> Prompt:
     method = tuned.method
     if method is None:
         raise NotFoldable("there is no prompt to export: this is the frozen model alone")
-    if method.needs:
+    if method.depends:
         raise NotFoldable(f"a prompt of {method.name} depends on the text, and PEFT keeps one table of rows only")
     if tuned.head is not None:
         raise NotFoldable(
