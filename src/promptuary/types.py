@@ -27,7 +27,7 @@ IGNORED = -100
 
 OffsetAlign = Literal["token", "slot"]
 OffsetOverflow = Literal["zero", "clamp", "error"]
-Placement = Literal["front", "after_bos"] | tuple[tuple[str, int], ...]
+Placement = Literal["front", "after_bos", "end"] | tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Prompt:
     `offset`: added to the embeddings of the text, never to an answer.
     `kv` [1, l, 2, k, p, e] or [b, ...]: keys and values of positions before everything else, per layer; keys as
     attention reads them, after any rotation.
-    `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one;
+    `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one; "end",
+    behind the text and before an answer;
     or named slots of the template with the number of rows that each takes, in order.
     """
 
@@ -86,6 +87,12 @@ class Prompt:
         """The places that it uses: "input" for rows, "offset" for the table, "kv" for keys and values."""
         parts = {"input": self.rows, "offset": self.offset, "kv": self.kv}
         return frozenset(name for name, part in parts.items() if part is not None)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it consists of."""
+        parts = (self.rows, self.kv, *(() if self.offset is None else (self.offset.left, self.offset.right)))
+        return tuple(part for part in parts if part is not None)
 
     def as_rows(self) -> Float[Tensor, "p d"]:
         """The prompt as one static table of rows, for tools that know nothing else.

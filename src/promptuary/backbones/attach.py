@@ -174,6 +174,7 @@ class Attachment:
         seen = int(cache.get_seq_length())
         nothing = self._batch(None, torch.ones_like(ids), names)
         empty = self.placer(nothing, "keep", None)
+        _check_turn(empty)
         added = empty.input_ids.shape[1] - shape[1] + (empty.prefix.length if empty.prefix is not None else 0)
         before = seen - added
         if before < 0:
@@ -306,6 +307,8 @@ class Attachment:
         side: Side = "right" if not self.causal else "keep" if seen else "left"
         batch = self._batch(ids, mask, names)
         placed = self.placer(turns_of(cache).without_offset(batch) if seen else batch, side, vectors)
+        if seen:
+            _check_turn(placed)
         arguments, hidden = self._writing(placed, given, seen)
         longer = arguments["input_ids"].shape[1] - shape[1] if self.causal else hidden
         if longer:
@@ -332,3 +335,9 @@ class Attachment:
             return clean
         output.sequences = clean
         return output
+
+
+def _check_turn(placed: Placed) -> None:
+    """Refuse prompts whose place moves as the text goes on."""
+    if any(prompt.placement == "end" for prompt in placed.prompts):
+        raise SiteError("a prompt behind the text stands elsewhere in a longer text; run the whole text again")

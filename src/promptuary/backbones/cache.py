@@ -17,37 +17,53 @@ from torch import Tensor
 from promptuary.errors import SiteError
 from promptuary.types import Prompt
 
+Pair = tuple[Float[Tensor, "g k p e"], Float[Tensor, "g k p e"]]
+"""Keys and values of a layer."""
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values for each row of a batch, [b, l, 2, k, p, e], and which of the p positions exist, [b, p].
+    """Keys and values before the rows of a batch, and which of the p positions exist for each row, [b, p].
 
-    Shorter ones stand at the end, right before the text.
+    `layers`: keys and values [g, k, p, e] of each layer; `which`: the one of the g that a row takes, [b]. Where rows
+    have fewer than p, what they have stands at the end, right before the text.
     """
 
-    kv: Float[Tensor, "b l 2 k p e"]
+    layers: Sequence[Pair]
     mask: Int[Tensor, "b p"]
+    which: Int[Tensor, " b"]
 
     @property
     def length(self) -> int:
         """Positions, those that do not exist in a row included."""
-        return int(self.kv.shape[4])
+        return int(self.mask.shape[1])
 
     def repeat(self, times: int) -> Prefix:
         """Each row several times beside each other, as beams and several answers are."""
         if times == 1:
             return self
-        return Prefix(self.kv.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+        return replace(self, mask=self.mask.repeat_interleave(times, 0), which=self.which.repeat_interleave(times, 0))
 
     def rows(self, rows: Int[Tensor, " n"]) -> Prefix:
         """The chosen rows."""
-        return Prefix(self.kv[rows], self.mask[rows])
+        return replace(self, mask=self.mask[rows], which=self.which[rows])
+
+    def row(self, place: int) -> list[tuple[Tensor, Tensor]]:
+        """One row's own copy: keys and values [k, n, e] of each layer, of the positions that exist."""
+        start, group = self.length - int(self.mask[place].sum()), int(self.which[place])
+        return [(keys[group, :, start:].clone(), values[group, :, start:].clone()) for keys, values in self.layers]
 
     def fill(self, cache: Any, dtype: torch.dtype) -> Any:
         """Put them into an empty cache of transformers, which is given back."""
-        for layer in range(self.kv.shape[1]):
-            cache.update(self.kv[:, layer, 0].to(dtype), self.kv[:, layer, 1].to(dtype), layer)
+        for number, pair in enumerate(self.layers):
+            keys, values = (spread(part.to(dtype), self.which) for part in pair)
+            cache.update(keys, values, number)
         return cache
+
+
+def spread(part: Float[Tensor, "g k p e"], which: Int[Tensor, " b"]) -> Float[Tensor, "b k p e"]:
+    """Each row's own; a single one is expanded without a copy."""
+    return part.expand(len(which), -1, -1, -1) if len(part) == 1 else part.index_select(0, which)
 
 
 def prefix_of(prompts: Sequence[Prompt], which: Int[Tensor, " b"]) -> Prefix | None:
@@ -60,19 +76,20 @@ def prefix_of(prompts: Sequence[Prompt], which: Int[Tensor, " b"]) -> Prefix | N
     if not shapes:
         return None
     size, longest = len(which), max(prompt.prefix_length for prompt in prompts)
-    first = shapes[0]
-    total = first.new_zeros(size, *first.shape[1:4], longest, first.shape[5])
-    mask = which.new_zeros(size, longest)
+    parts, taken, mask = [], torch.zeros_like(which), which.new_zeros(size, longest)
+    instance, filled = torch.arange(size, device=which.device), 0
     for number, prompt in enumerate(prompts):
         if prompt.kv is None:
             continue
         if len(prompt.kv) not in (1, size):
             raise SiteError(f"the prompt has keys and values for {len(prompt.kv)} inputs, the batch has {size}")
-        taken, empty = which == number, longest - prompt.prefix_length
-        padded = torch.nn.functional.pad(prompt.kv, (0, 0, empty, 0)).expand(size, -1, -1, -1, -1, -1)
-        total = torch.where(taken.view(-1, 1, 1, 1, 1, 1), padded, total)
-        mask[:, empty:] += taken[:, None].long()
-    return Prefix(total, mask)
+        mine, empty = which == number, longest - prompt.prefix_length
+        parts.append(torch.nn.functional.pad(prompt.kv, (0, 0, empty, 0)))
+        taken = torch.where(mine, filled + instance * int(len(prompt.kv) > 1), taken)
+        mask[:, empty:] += mine[:, None].long()
+        filled += len(prompt.kv)
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return Prefix([(layer[:, 0], layer[:, 1]) for layer in whole.unbind(1)], mask, taken)
 
 
 def decoder_cache(model: Any, prefix: Prefix, cache: Any = None) -> Any:

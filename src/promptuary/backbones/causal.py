@@ -6,6 +6,7 @@ Knows no method, task or data set.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
 from promptuary.backbones.cache import check_window, keys_values, repeat_kv, window_of
-from promptuary.backbones.feed import writing
+from promptuary.backbones.feed import loses_prefix, writing
 from promptuary.backbones.inject import Read
-from promptuary.backbones.place import insert_after
+from promptuary.backbones.kept import Kept
+from promptuary.backbones.place import Placed, insert_after
+from promptuary.backbones.shared import Body
 from promptuary.errors import SiteError
 from promptuary.types import ANSWER, IGNORED, Batch, Candidates, Prompt
 
@@ -50,12 +53,36 @@ class Causal(Backbone):
         if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder"):
             raise SiteError(f"{type(self.model).__name__} reads in both directions; use backbone.family: masked")
 
+    @cached_property
+    def body(self) -> Body:
+        """The model below its head."""
+        return Body(self.model, self.shape.layers, Kept(self.config.kept_mib * 2**20))
+
+    @property
+    def shares(self) -> bool:
+        """Whether common beginnings run once: as the settings ask, where it was tried and found exact."""
+        if not self.config.share_prefix:
+            return False
+        with self.wiring.active():
+            return self.body.shareable(self.vocabulary.common(6).to(self.device))
+
+    def _states(self, placed: Placed, read: Tensor, same: Tensor | None = None) -> Float[Tensor, "b n h"]:
+        shares = self.shares
+        with self.wiring.active(placed.bank):
+            return self.body.states(placed, read, same=same) if shares else self.body.whole(placed, read)
+
     def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
         """States of the model below its head."""
         placed = self.place(batch, prompts)
-        with self.running(placed) as inputs:
-            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return states.gather(1, placed.columns[..., None].expand(-1, -1, states.shape[-1]))
+        real = batch.attention_mask.bool()
+        first = placed.columns.masked_fill(~real, placed.input_ids.shape[1]).amin(1, keepdim=True)
+        return self._states(placed, torch.where(real, placed.columns, first))
+
+    def states(self, batch: Batch, prompts: Prompts, at: Tensor, *, same: Tensor | None = None) -> Tensor:
+        """States [b, n, h] of what the head turns into words behind text columns `at` [b, n]; see `Body.states`."""
+        placed = self.place(batch, prompts)
+        at = torch.where(batch.attention_mask.gather(1, at).bool(), at, at[:, :1])
+        return self._states(placed, placed.ahead.gather(1, at), same)
 
     def logits(self, batch: Batch, prompts: Prompts, at: Tensor, words: Tensor | None = None) -> Tensor:
         """Logits [b, n, w or V] at text columns `at` [b, n]: what the model expects behind those tokens."""
@@ -95,8 +122,13 @@ class Causal(Backbone):
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate` on left-padded virtual ids."""
-        placed = self.place(batch, prompts, side="left", tight=True)
-        if placed.prefix is not None and len(batch) > 1 and window_of(self.model) is not None:
+        placed = self.place(batch, prompts)
+        window = window_of(self.model) is not None
+        if self.shares and not (window and len(batch) > 1) and not loses_prefix(options):
+            with torch.no_grad(), self.wiring.active(placed.bank):
+                placed = self.body.behind_prompts(placed)
+        placed = placed.padded_left()
+        if placed.prefix is not None and len(batch) > 1 and window:
             # padding between a prefix and its text would push it out of the window
             several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
             which = [0] * len(batch) if batch.prompt_index is None else batch.prompt_index.tolist()

@@ -105,9 +105,14 @@ def _times(options: dict[str, Any]) -> int:
     return max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
 
 
-def _keep_cache(options: dict[str, Any]) -> None:
+def loses_prefix(options: dict[str, Any]) -> list[str]:
+    """Options of `generate` with which the model would not begin with the cache that it is given."""
     lost = [name for name in ("cache_implementation", "prefill_chunk_size") if options.get(name) is not None]
-    lost += ["use_cache"] if options.get("use_cache") is False else []
+    return lost + (["use_cache"] if options.get("use_cache") is False else [])
+
+
+def _keep_cache(options: dict[str, Any]) -> None:
+    lost = loses_prefix(options)
     if lost:
         raise SiteError(f"a prompt of keys and values lives in the model's own cache; leave {lost[0]} out")
 

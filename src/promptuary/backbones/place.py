@@ -29,7 +29,7 @@ class Placed:
 
     `columns` [b, t]: where each text token went; `ahead` [b, t]: the last column before the text token behind it (or
     the last of all), whose output is what a causal model expects next, also when prompt rows stand in between.
-    `prefix`: keys and values that stand before all of it.
+    `which`: the one of the `prompts` that each row takes; `prefix`: keys and values that stand before all of it.
     """
 
     input_ids: Int[Tensor, "b q"]
@@ -39,7 +39,36 @@ class Placed:
     ahead: Int[Tensor, "b t"]
     bank: Bank
     pad: int
+    which: Int[Tensor, " b"]
+    prompts: Sequence[Prompt]
     prefix: Prefix | None = None
+
+    def rows(self, rows: Int[Tensor, " n"]) -> Placed:
+        """The chosen rows."""
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            segment_ids=None if self.segment_ids is None else self.segment_ids[rows],
+            columns=self.columns[rows],
+            ahead=self.ahead[rows],
+            which=self.which[rows],
+            prefix=None if self.prefix is None else self.prefix.rows(rows),
+        )
+
+    def padded_left(self) -> Placed:
+        """The same with its padding on the left, for writing on."""
+        empty = self.attention_mask.shape[1] - self.attention_mask.sum(1, keepdim=True)
+        column = torch.arange(self.attention_mask.shape[1], device=empty.device) - empty
+        mask = (column >= 0).long()
+        return replace(
+            self,
+            input_ids=self.input_ids.gather(1, column.clamp(min=0)).masked_fill(mask == 0, self.pad),
+            attention_mask=mask,
+            segment_ids=None if self.segment_ids is None else self.segment_ids.gather(1, column.clamp(min=0)) * mask,
+            columns=self.columns + empty,
+            ahead=self.ahead + empty,
+        )
 
     @property
     def text_mask(self) -> Int[Tensor, "b q"]:
@@ -146,6 +175,8 @@ def place(
         ahead=ahead.masked_fill(~mask, 0),
         bank=bank,
         pad=pad,
+        which=which,
+        prompts=prompts,
         prefix=prefix_of(prompts, which),
     )
 
@@ -181,6 +212,9 @@ def _before(mask: Bool[Tensor, "b t"], at: Int[Tensor, " b"]) -> Int[Tensor, " b
 def _text_before(batch: Batch, prompt: Prompt, mask: Bool[Tensor, "b t"], first_ids: Tensor) -> Int[Tensor, "b p"]:
     """How many text tokens stand before each prompt row, [b, p]."""
     size = len(batch)
+    if prompt.placement == "end":
+        text = mask if batch.plain is None else mask & ~batch.plain
+        return text.sum(1, keepdim=True).expand(size, prompt.length)
     if isinstance(prompt.placement, str):  # "after_bos"; nothing stands before rows in "front"
         start = batch.input_ids.gather(1, mask.long().argmax(1, keepdim=True))
         return torch.isin(start, first_ids).long().expand(size, prompt.length)

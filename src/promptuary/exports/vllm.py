@@ -208,6 +208,8 @@ def _servable(tuned: Tuned) -> Any:
             "this prompt is keys and values of every layer, and vLLM takes embeddings at the input only; train "
             "prompt_tuning, lamp, dept or ept instead, or use promptuary predict"
         )
+    if prompt.placement == "end":
+        raise NotFoldable("rows behind the text are not exported; use placement front or after_bos")
     if not isinstance(prompt.placement, str):
         raise NotFoldable("rows at named slots of the template are not exported; use placement front or after_bos")
     if tuned.has_task and tuned.task.reading == "head":

@@ -31,8 +31,10 @@ class MethodConfig(Settings):
     )
     init_text: str | None = Field(None, description='the text for init: "text", repeated or cut to length')
     init_prompt: str | None = Field(None, description='a saved prompt folder for init: "saved" (SPoT-style transfer)')
-    placement: Literal["front", "after_bos"] = Field(
-        "front", description="where the rows go: before everything (the papers), or behind the first special token"
+    placement: Literal["front", "after_bos", "end"] = Field(
+        "front",
+        description="where the rows go: before everything (the papers), behind the first special token, or behind the "
+        "text: on causal models the text then runs without gradients and is kept",
     )
     match_length: int | None = Field(
         None,
