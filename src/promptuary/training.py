@@ -136,6 +136,11 @@ class Training:
         """Steps between checkpoints."""
         return self.settings.train.save_every or self.evaluate_every
 
+    @property
+    def recompute(self) -> bool:
+        """Whether layers run again in the backward pass: as the settings say, or since memory asked for it."""
+        return self.settings.train.gradient_checkpointing or self.progress.recompute
+
     def plan(self) -> dict[str, Any]:
         """What the run will do, before it does."""
         return training_facts.plan(self)
@@ -177,7 +182,7 @@ class Training:
         )
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
-        for note in (*self.splits.notes, *self.feed.notes()):
+        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes()):
             self.listener.noted(note)
         self.listener.planned(self.plan())
 
@@ -240,6 +245,14 @@ class Training:
             if taken is not None:
                 return taken
             size = max(map(len, parts))
+            if size == 1 and self.backbone.recomputes and not self.recompute:
+                self.progress.recompute = True
+                self._row({"step": self.progress.step, "event": "out of memory, gradient checkpointing switched on"})
+                self.listener.noted(
+                    "out of memory with single examples: from here on layers run again in the backward pass "
+                    "(gradient checkpointing), which takes about 1.3 times as long"
+                )
+                continue
             if size == 1:
                 self._save()
                 longest = max(len(row.encoded.ids) for row in mine)
@@ -255,7 +268,12 @@ class Training:
         """Forward and backward over the parts, and the update."""
         self.tuned.train(True)
         place = (self.progress.step, self.processes.process_index)
-        with chance(self.backbone.device, self.settings.seed, 5, *place), self.backbone.dropping(), self._precision():
+        with (
+            chance(self.backbone.device, self.settings.seed, 5, *place),
+            self.backbone.dropping(),
+            self.backbone.recomputing(self.recompute),
+            self._precision(),
+        ):
             return self.solver.step(
                 self.tuned, [self.tuned.batch(part) for part in parts], weight,
                 reduce=self._reduce, check=self.stop.check,

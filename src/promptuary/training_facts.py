@@ -102,7 +102,8 @@ def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict
         "rollbacks": progress.rollbacks,
         "skipped_steps": progress.skipped,
         "micro_batch": progress.micro_batch,
-        "notes": [*training.splits.notes, *training.feed.notes(), *notes],
+        "gradient_checkpointing": training.recompute,
+        "notes": [*training.splits.notes, *training.feed.notes(), *training.backbone.notes(), *notes],
         "versions": versions(),
         "run_hash": run.hash(),
     }

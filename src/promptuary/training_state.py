@@ -31,8 +31,9 @@ class Progress:
 
     `worse`: validations since the best one; `validated`: step of the last one; `strikes`: steps that were not finite
     since the last finite one or roll-back; `idle`: the same without regard to roll-backs; `skipped`: all of them;
-    `micro_batch`, `eval_batch_size`: sizes that fitted into memory, where those of the settings did not; `times`:
-    seconds of the newest steps; `losses`: of the newest finite steps.
+    `micro_batch`, `eval_batch_size`: sizes that fitted into memory, where those of the settings did not; `recompute`:
+    single examples did not either, and layers run again since then; `times`: seconds of the newest steps; `losses`: of
+    the newest finite steps.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Progress:
     rollbacks: int = 0
     micro_batch: int | None = None
     eval_batch_size: int | None = None
+    recompute: bool = False
     seconds: float = 0.0
     times: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)

@@ -5,7 +5,7 @@ Knows no files, optimisers or progress bars, and no method, family or task by na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -59,6 +59,7 @@ class Tuned(nn.Module):
         if method is not None:
             method.to(backbone.device)
         self._folded: Prompt | None = None
+        self._folded_at: Hashable = None
         self._words: Candidates | None = None
         if task is not None and task.reading == "words" and task.words:
             glue = task.template.glue
@@ -115,8 +116,12 @@ class Tuned(nn.Module):
         self.training = mode
         self._folded = None
         if not mode and self.method is not None and not self.method.needs:
-            self._folded = self.method.fold()
+            self._folded, self._folded_at = self.method.fold(), self._stamp()
         return self
+
+    def _stamp(self) -> Hashable:
+        """Which values the method's tensors have; says nothing about the values, but changes with them."""
+        return () if self.method is None else tuple((p.data_ptr(), p._version) for p in self.method.parameters())
 
     def initialise(self, generator: torch.Generator, saved: Tensor | None = None) -> Tuned:
         """First values of the prompt and of the head."""
@@ -218,6 +223,8 @@ class Tuned(nn.Module):
         if self.method is None:
             return Prompt()
         if self._folded is not None:
+            if self._folded_at != self._stamp():  # somebody wrote into the tensors
+                self.train(False)
             return self._folded
         view = View()
         if "embeddings" in self.method.needs:

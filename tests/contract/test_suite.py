@@ -120,6 +120,13 @@ def _fill_secret(self: Any, source: Starting) -> None:
     self.secret = torch.randn(3, self.shape.width, generator=source.generator)
 
 
+def _as_first_made(self: Any, view: View) -> Prompt:
+    """A prompt that is made once and handed out for ever."""
+    if "made" not in self.__dict__:
+        self.__dict__["made"] = Prompt(rows=self.rows.detach().clone()[None])
+    return self.__dict__["made"]
+
+
 def _count_steps(self: Any, task_loss: torch.Tensor) -> Any:
     """A weight that changes from step to step and that no checkpoint holds."""
     self.steps = self.__dict__.get("steps", 0) + 1
@@ -168,12 +175,14 @@ WRONG: dict[str, tuple[list[str], dict[str, Any]]] = {
     "calls": (["cached_generation_equals_uncached"], {**READS, "prompt": _at_each_call}),
     "large": (["mixed_precision_is_finite"], {"prompt": _large}),
     "yaml": (["settings_survive_yaml"], {"Config": config_for("outside_yaml", scale=(float, float("nan")))}),
+    "stale": (["changed_tensors_count_at_once"], {"prompt": _as_first_made, "fold": lambda self: self.prompt(None)}),
     "file": (["nothing_is_written_outside_the_run_folder"], {"prompt": _leaves_a_file}),
 }
 # a misspelt field is settled by the settings' base class, the others by the backbone: no method can break them alone
 UNBREAKABLE = {
     "an_unknown_field_is_refused_with_a_suggestion",
     "another_base_is_refused",
+    "every_switch_off_gives_the_same",
     "rows_with_different_prompts_equal_separate_runs",
     "second_turn_equals_fresh",
 }

@@ -176,10 +176,76 @@ def test_a_resumed_run_keeps_the_smaller_parts(backbone: Any, tmp_path: Path) ->
     assert (state["progress"]["micro_batch"], state["progress"]["eval_batch_size"]) == (2, 2)
 
 
+class Tight(Full):
+    """Single rows fit if their layers keep nothing but inputs."""
+
+    recomputes = False
+
+    @contextlib.contextmanager
+    def inside(self, backbone: Any) -> Iterator[None]:
+        real = backbone.recomputing
+
+        @contextlib.contextmanager
+        def noted(wanted: bool = True) -> Iterator[None]:
+            with real(wanted):
+                self.recomputes = wanted
+                yield
+
+        backbone.recomputing = noted
+        try:
+            with super().inside(backbone):
+                yield
+        finally:
+            del backbone.recomputing
+
+    def __call__(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        self.rows = 1 if self.recomputes else 0
+        super().__call__(module, inputs)
+
+
+def test_below_one_example_layers_run_again_and_a_resumed_run_keeps_that(backbone: Any, tmp_path: Path) -> None:
+    class Ask(Listener):
+        def begun(self, training: Training) -> None:
+            self.training = training
+            self.notes = list[str]()
+
+        def noted(self, text: str) -> None:
+            self.notes.append(text)
+
+        def stepped(self, row: Any) -> None:
+            if row["step"] == 4:
+                self.training.stop.request()
+
+    whole = train(run_of(tmp_path, "8 in one", "whole"), backbone=backbone)
+    tight, listener = Tight(ERRORS["accelerator"], training=True, rows=0, from_call=3), Ask()
+    run = run_of(tmp_path, "8 in one", "tight")
+    with tight.inside(backbone):
+        with pytest.raises(Interrupted):
+            train(run, listener=listener, backbone=backbone, stop=Stop())
+        raised = tight.raised
+        result = train(run, resume=True, backbone=backbone)
+    # eight, four, two, one; then one with its layers run again
+    assert tight.raised == raised == 4
+    assert sum("gradient checkpointing" in note for note in listener.notes) == 1
+    events = [row["event"] for row in toy.metric_rows(result.dir) if "event" in row]
+    assert events == [EVENT] * 3 + ["out of memory, gradient checkpointing switched on", "resumed"]
+    assert_same_run(result, whole)
+    assert result.facts["gradient_checkpointing"] is True
+    assert whole.facts["gradient_checkpointing"] is False
+    state = json.loads((tmp_path / "tight" / "checkpoints" / "step-6" / "state.json").read_text())
+    assert state["progress"]["recompute"] is True
+
+
+def test_the_setting_alone_changes_no_number(backbone: Any, tmp_path: Path) -> None:
+    whole = train(run_of(tmp_path, "8 in one", "whole"), backbone=backbone)
+    assert_same_run(train(run_of(tmp_path, "8 in one", "again", gradient_checkpointing=True), backbone=backbone), whole)
+
+
 def test_below_one_example_there_is_one_line_and_a_saved_state(backbone: Any, tmp_path: Path) -> None:
     run = run_of(tmp_path, "8 in one", "run")
     with (
-        Full(ERRORS["accelerator"], training=True, rows=0, from_call=2).inside(backbone),
+        # a step runs the prompt, and the rows behind it
+        Full(ERRORS["accelerator"], training=True, rows=0, from_call=3).inside(backbone),
         pytest.raises(
             OutOfMemory, match=r"step 2 runs out of memory with single examples \(up to \d+ tokens"
         ) as caught,

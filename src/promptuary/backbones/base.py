@@ -6,6 +6,7 @@ Knows no method, task or data set; `inject.py` does the wrapping, and each famil
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,8 @@ from promptuary.backbones.feed import reading
 from promptuary.backbones.hosts import hold, let_go
 from promptuary.backbones.inject import Read
 from promptuary.backbones.place import Placed, Side, place
+from promptuary.backbones.recompute import layers, recomputing
+from promptuary.backbones.tail import Tail
 from promptuary.backbones.text import AnswerAt, TextCoder
 from promptuary.backbones.vocabulary import TableVocabulary
 from promptuary.errors import ConfigError, FingerprintError, SiteError, require
@@ -58,7 +61,9 @@ class BackboneConfig(Settings):
         True, description="causal models: run what rows begin with in common, such as the prompt, once for all of them"
     )
     narrow_head: bool = Field(
-        True, description="compute logits only where they are read, for asked words only, and losses in chunks"
+        True,
+        description="compute logits only where they are read, for asked words only, and losses in chunks; off: the "
+        "model's own pass over every row, position and word, with nothing shared",
     )
     kept_mib: int = Field(
         256, ge=0, description="most memory for keys and values that are kept for later use, in MiB; 0 keeps none"
@@ -130,12 +135,22 @@ class Backbone(abc.ABC):
     def check_model(self) -> None:  # noqa: B027 (a family without special needs has nothing to add)
         """Refuse a model that lacks what the family needs."""
 
+    def notes(self) -> list[str]:
+        """What a user should know of this model before a run."""
+        if not self.config.narrow_head or self.model.get_output_embeddings() is None or self.narrow:
+            return []
+        return [
+            f"{type(self.model).__name__} does not let its head run apart: logits of all words are computed everywhere "
+            "(backbone.narrow_head: false says that this is meant)"
+        ]
+
     def key_value_shape(self) -> tuple[int, int, int]:
         """Layers, heads and width of a head of the keys and values that a prompt may bring."""
-        facts = self.model.config.to_dict()
-        heads = facts.get("num_attention_heads") or facts.get("n_head") or 1
-        width = facts.get("hidden_size") or facts.get("n_embd") or heads
-        layers = facts.get("num_hidden_layers") or facts.get("n_layer") or 1
+        facts, names = self.model.config.to_dict(), self.model.config.attribute_map
+        facts |= {name: facts[own] for name, own in names.items() if facts.get(own)}
+        heads = facts.get("num_attention_heads") or 1
+        width = facts.get("hidden_size") or heads
+        layers = facts.get("num_hidden_layers") or 1
         return layers, facts.get("num_key_value_heads") or heads, facts.get("head_dim") or width // heads
 
     def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
@@ -275,17 +290,48 @@ class Backbone(abc.ABC):
         with self.wiring.active(placed.bank, read, placed.attention_mask):
             yield inputs
 
+    def arguments(self, ids: Int[Tensor, "b n"]) -> dict[str, Any]:
+        """What the model's forward pass takes so that it expects something behind each of these ids."""
+        return {"input_ids": ids}
+
+    @cached_property
+    def tail(self) -> Tail:
+        """The model behind its body."""
+        return Tail(self.wiring, self.arguments, words_at_head=self.words_at_head)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether only what is read is computed: as the settings ask, where it was tried and found exact."""
+        return self.config.narrow_head and self.tail.exact(
+            self.arguments(self.vocabulary.common(6)[None].to(self.device))
+        )
+
     @contextmanager
     def dropping(self) -> Iterator[None]:
         """The model's dropout at work inside, if the settings ask for it; it is off everywhere else."""
         if not self.config.dropout:
             yield
             return
+        if self.model.get_output_embeddings() is not None:
+            self.narrow  # noqa: B018 (is tried while nothing is drawn)
         self.model.train(True)
         try:
             yield
         finally:
             self.model.train(False)
+
+    def recomputing(self, wanted: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Inside, layers keep their inputs only, and run again in the backward pass.
+
+        Raises:
+            SiteError: the model has no layers that can run again.
+        """
+        return recomputing(self.wiring) if wanted else contextlib.nullcontext()
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the model has layers that can run again."""
+        return bool(layers(self.model))
 
     def embeddings(self, batch: Batch) -> Float[Tensor, "b t d"]:
         """Frozen embeddings of the text, for methods that need them."""
@@ -376,7 +422,6 @@ def read_words(logits: Float[Tensor, "b w"], words: Tensor, ids: Tensor) -> Floa
     return logits.gather(1, torch.searchsorted(words, ids.contiguous()))
 
 
-def phrase_scores(logits: Float[Tensor, "n k v"], ids: Int[Tensor, "n k"], mask: Tensor) -> Float[Tensor, " n"]:
+def phrase_scores(taken: Float[Tensor, "n k"], mask: Tensor) -> Float[Tensor, " n"]:
     """Mean log-probability per real token, [n]; a phrase without tokens gets 0."""
-    taken = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
     return (taken * mask).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -13,12 +13,13 @@ import torch
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 from promptuary.errors import SiteError
 from promptuary.types import Prompt
 
-Pair = tuple[Float[Tensor, "g k p e"], Float[Tensor, "g k p e"]]
-"""Keys and values of a layer."""
+Pair = tuple[Float[Tensor, "_ _ _ _"], Float[Tensor, "_ _ _ _"]]
+"""Keys and values of a layer, [g, k, p, e] each."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,47 @@ def prefix_of(prompts: Sequence[Prompt], which: Int[Tensor, " b"]) -> Prefix | N
         filled += len(prompt.kv)
     whole = torch.cat(parts) if len(parts) > 1 else parts[0]
     return Prefix([(layer[:, 0], layer[:, 1]) for layer in whole.unbind(1)], mask, taken)
+
+
+class Layer(CacheLayerMixin):
+    """Keys and values before those of one pass. The pass changes nothing here, so that any part of it can run again."""
+
+    def __init__(self, past: Pair | None, which: Tensor | None, *, sliding: bool, keep: bool) -> None:
+        """With nothing before, or with `past`, of which each row takes one; `keep`: remember the first result."""
+        super().__init__()
+        self.past, self.which, self.is_sliding, self.keep = past, which, sliding, keep
+        self.seen: Pair | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
+        """All keys and values of the layer: those before, and the new ones."""
+        whole = (key_states, value_states)
+        if self.past is not None:
+            assert self.which is not None
+            keys, values = (spread(part.to(new.dtype), self.which) for part, new in zip(self.past, whole, strict=True))
+            whole = (torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
+        if self.keep and self.seen is None:
+            self.seen = whole
+        return whole
+
+    def get_seq_length(self) -> int:
+        """Positions before those of the pass, also while it runs."""
+        return 0 if self.past is None else int(self.past[0].shape[-2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Everything stays, also where a window slides over it."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """None."""
+        return -1
+
+
+def runs_again(cache: transformers.Cache) -> bool:
+    """Whether a pass leaves a cache as it was, so that any part of it may run twice."""
+    return not isinstance(cache, transformers.EncoderDecoderCache) and all(isinstance(n, Layer) for n in cache.layers)
 
 
 def decoder_cache(model: Any, prefix: Prefix, cache: Any = None) -> Any:

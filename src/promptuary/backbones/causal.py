@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
 from promptuary.backbones.cache import check_window, keys_values, repeat_kv, window_of
 from promptuary.backbones.feed import loses_prefix, writing
-from promptuary.backbones.inject import Read
 from promptuary.backbones.kept import Kept
 from promptuary.backbones.place import Placed, insert_after
 from promptuary.backbones.shared import Body
+from promptuary.backbones.tail import Expected, Narrow, Whole
 from promptuary.errors import SiteError
 from promptuary.types import ANSWER, IGNORED, Batch, Candidates, Prompt
 
@@ -53,6 +53,17 @@ class Causal(Backbone):
         if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder"):
             raise SiteError(f"{type(self.model).__name__} reads in both directions; use backbone.family: masked")
 
+    def notes(self) -> list[str]:
+        """Where sharing was asked for and cannot be had."""
+        found = super().notes()
+        if not self.config.share_prefix or self.shares:
+            return found
+        return [
+            *found,
+            f"{type(self.model).__name__} does not go on exactly from keys and values: the prompt runs in every row "
+            "(backbone.share_prefix: false says that this is meant)",
+        ]
+
     @cached_property
     def body(self) -> Body:
         """The model below its head."""
@@ -81,23 +92,30 @@ class Causal(Backbone):
     def states(self, batch: Batch, prompts: Prompts, at: Tensor, *, same: Tensor | None = None) -> Tensor:
         """States [b, n, h] of what the head turns into words behind text columns `at` [b, n]; see `Body.states`."""
         placed = self.place(batch, prompts)
-        at = torch.where(batch.attention_mask.gather(1, at).bool(), at, at[:, :1])
-        return self._states(placed, placed.ahead.gather(1, at), same)
+        return self._states(placed, placed.ahead.gather(1, _real(batch, at)), same)
 
-    def logits(self, batch: Batch, prompts: Prompts, at: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits [b, n, w or V] at text columns `at` [b, n]: what the model expects behind those tokens."""
+    def expected(self, batch: Batch, prompts: Prompts, at: Tensor, *, same: Tensor | None = None) -> Expected:
+        """What the model expects behind the tokens at text columns `at` [b, n]."""
+        if self.narrow:
+            return Narrow(self.states(batch, prompts, at, same=same), self.tail)
         placed = self.place(batch, prompts)
-        with self.running(placed, Read(placed.ahead.gather(1, at), words)) as inputs:
-            return self.model(**inputs, use_cache=False).logits
+        with self.running(placed) as inputs:
+            logits = self.model(**inputs, use_cache=False).logits
+        columns = placed.ahead.gather(1, _real(batch, at))
+        return Whole(logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[-1])))
+
+    def arguments(self, ids: Int[Tensor, "b n"]) -> dict[str, Any]:
+        """No cache is made for them."""
+        return {"input_ids": ids, "use_cache": False}
 
     def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:
         """Logits behind the last token of the text."""
         words = torch.unique(ids)
-        scores = self.logits(batch, prompts, batch.slots[ANSWER][:, None], words)[:, 0].float()
+        scores = self.expected(batch, prompts, batch.slots[ANSWER][:, None]).words(words)[:, 0].float()
         return read_words(scores, words, ids.expand(len(batch), -1))
 
     def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
-        """Each row runs once per answer, with the answer behind the text."""
+        """Every answer behind every text; what the answers of a text have in common runs once."""
         count = candidates.ids.shape[-2]
         ids = candidates.ids.expand(len(batch), -1, -1).flatten(0, 1)
         mask = candidates.mask.expand(len(batch), -1, -1).flatten(0, 1)
@@ -105,8 +123,8 @@ class Causal(Backbone):
         repeated = batch.rows(rows)
         grown, columns = insert_after(repeated, repeated.slots[ANSWER], ids, mask, plain=True)
         read = torch.cat([grown.slots[ANSWER][:, None], columns[:, :-1]], dim=1)
-        logits = self.logits(grown, _repeat(prompts, rows, len(batch)), read)
-        return phrase_scores(logits, ids, mask).view(len(batch), count)
+        expected = self.expected(grown, _repeat(prompts, rows, len(batch)), read, same=rows)
+        return phrase_scores(expected.log_probabilities(ids.clamp(min=0)), mask).view(len(batch), count)
 
     def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
         """Teacher forcing on the answer behind the text."""
@@ -114,17 +132,14 @@ class Causal(Backbone):
         mask = batch.target_ids != IGNORED
         grown, columns = insert_after(batch, batch.slots[ANSWER], batch.target_ids, mask, plain=True)
         read = torch.cat([grown.slots[ANSWER][:, None], columns[:, :-1]], dim=1)
-        logits = self.logits(grown, prompts, read).float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view(batch.target_ids.shape).sum(1)
+        taken = self.expected(grown, prompts, read).log_probabilities(batch.target_ids.clamp(min=0))
+        return -(taken * mask).sum(1)
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate` on left-padded virtual ids."""
         placed = self.place(batch, prompts)
         window = window_of(self.model) is not None
-        if self.shares and not (window and len(batch) > 1) and not loses_prefix(options):
+        if self.shares and not (window and len(batch) > 1) and not loses_prefix(self.model, options):
             with torch.no_grad(), self.wiring.active(placed.bank):
                 placed = self.body.behind_prompts(placed)
         placed = placed.padded_left()
@@ -142,6 +157,11 @@ class Causal(Backbone):
             inputs = writing(self.model, placed, options)
             written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
         return trim(written[:, inputs["input_ids"].shape[1] :], self.model.generation_config.eos_token_id, self.pad)
+
+
+def _real(batch: Batch, at: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """Columns of padding, which nobody reads in the end, replaced by each row's first one, so that no pass grows."""
+    return torch.where(batch.attention_mask.gather(1, at).bool(), at, at[:, :1])
 
 
 def _repeat(prompts: Prompts, rows: Tensor, size: int) -> Prompts:

@@ -57,7 +57,7 @@ def writing(model: Any, placed: Placed, options: dict[str, Any]) -> dict[str, An
     inputs: dict[str, Any] = {"input_ids": placed.input_ids, "attention_mask": placed.attention_mask}
     if placed.prefix is None:
         return inputs
-    _keep_cache(options)
+    _keep_cache(model, options)
     empty = torch.full_like(placed.prefix.mask, placed.pad)
     return {
         "input_ids": torch.cat([empty, placed.input_ids], dim=1),
@@ -90,7 +90,7 @@ def decoder_writing(
     }  # fmt: skip
     if placed.prefix is None:
         return inputs, 0
-    _keep_cache(options)
+    _keep_cache(model, options)
     # `generate` puts a start token in front of a decoder's input that does not begin with one
     whole = torch.cat([start[:, :1].expand(-1, placed.prefix.length), start], dim=1)
     inputs |= {
@@ -105,14 +105,23 @@ def _times(options: dict[str, Any]) -> int:
     return max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
 
 
-def loses_prefix(options: dict[str, Any]) -> list[str]:
-    """Options of `generate` with which the model would not begin with the cache that it is given."""
-    lost = [name for name in ("cache_implementation", "prefill_chunk_size") if options.get(name) is not None]
-    return lost + (["use_cache"] if options.get("use_cache") is False else [])
+def loses_prefix(model: Any, options: dict[str, Any]) -> list[str]:
+    """Options of `generate`, or settings of the model's own, with which it would not go on from a given cache."""
+    config = options.get("generation_config") or model.generation_config
+    asked = {name: options.get(name, getattr(config, name, None)) for name in _FROM_THE_START}
+    lost = [name for name, value in asked.items() if value is not None and value is not False]
+    return lost + (["use_cache"] if options.get("use_cache", config.use_cache) is False else [])
 
 
-def _keep_cache(options: dict[str, Any]) -> None:
-    lost = loses_prefix(options)
+# assisted writing runs the whole input once more, behind what the cache holds
+_FROM_THE_START = (
+    "cache_implementation", "prefill_chunk_size",
+    "prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model", "use_mtp",
+)  # fmt: skip
+
+
+def _keep_cache(model: Any, options: dict[str, Any]) -> None:
+    lost = loses_prefix(model, options)
     if lost:
         raise SiteError(f"a prompt of keys and values lives in the model's own cache; leave {lost[0]} out")
 

@@ -15,6 +15,7 @@ state dict and everything that transformers does with a model stay as they are.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,19 +45,34 @@ class Bank:
 
 @dataclass(frozen=True)
 class Read:
-    """What the output head computes: `columns` [b, n] of the placed sequence, and `words` [w] of the vocabulary."""
+    """What the head computes: `columns` [b, n] of the placed sequence, `words` [w] of the vocabulary; None is all."""
 
-    columns: Int[Tensor, "b n"]
+    columns: Int[Tensor, "b n"] | None
     words: Int[Tensor, " w"] | None = None
+
+
+@dataclass
+class Cut:
+    """Where a forward pass is cut in two: `body` answers `answer`, or runs, and what it answers is put here.
+
+    In the second case what comes behind the body gets no position to work on.
+    """
+
+    body: nn.Module
+    answer: Any = None
 
 
 @dataclass(frozen=True)
 class Active:
-    """What a model runs with: a bank, what its head reads, and the mask of the placed input [b, q] while it writes."""
+    """What a model runs with: a bank, what its head reads, the mask of the placed input [b, q] while it writes, a cut.
+
+    Nothing of it outlives the pass.
+    """
 
     bank: Bank | None
     read: Read | None = None
     mask: Int[Tensor, "b q"] | None = None
+    cut: Cut | None = None
 
 
 _ACTIVE: ContextVar[Mapping[int, Active]] = ContextVar("promptuary_active", default={})  # noqa: B039 (never mutated)
@@ -79,6 +95,7 @@ class Wiring:
         self.model = model
         self.held = 0
         self.attached: list[Any] = []
+        self._later, self._lock = set[tuple[nn.Module, str]](), threading.Lock()
         self._shadowed: list[tuple[Any, str, Any]] = []
         table: Any = model.get_input_embeddings()
         if not isinstance(table, nn.Module):
@@ -120,6 +137,17 @@ class Wiring:
             module.training = training
         del self.model.__dict__[_NAME]
 
+    def shadow_once(self, owner: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
+        """The same, unless this was done before; for what is wanted later than at the start."""
+        with self._lock:
+            if (owner, name) not in self._later:
+                self.shadow(owner, name, make)
+                self._later.add((owner, name))
+
+    def cuts(self, body: nn.Module) -> None:
+        """Make a module between embedding and head heed a `Cut`."""
+        self.shadow_once(body, "forward", functools.partial(self._cut, body))
+
     # ---- what is active ---------------------------------------------------------------------------------------------
 
     @property
@@ -129,10 +157,15 @@ class Wiring:
 
     @contextmanager
     def active(
-        self, bank: Bank | None = None, read: Read | None = None, mask: Int[Tensor, "b q"] | None = None
+        self,
+        bank: Bank | None = None,
+        read: Read | None = None,
+        mask: Int[Tensor, "b q"] | None = None,
+        *,
+        cut: Cut | None = None,
     ) -> Iterator[None]:
         """Within the block the model answers the ids of `bank` and computes only `read`, in this thread only."""
-        token = _ACTIVE.set({**_ACTIVE.get(), id(self): Active(bank, read, mask)})
+        token = _ACTIVE.set({**_ACTIVE.get(), id(self): Active(bank, read, mask, cut)})
         try:
             yield
         finally:
@@ -165,6 +198,22 @@ class Wiring:
 
         return forward
 
+    def _cut(self, body: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A body whose answer is given, or taken away."""
+
+        @functools.wraps(run)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            active = self.now
+            if active is None or active.cut is None or active.cut.body is not body:
+                return run(*args, **kwargs)
+            cut = active.cut
+            if cut.answer is not None:
+                return cut.answer
+            cut.answer = run(*args, **kwargs)
+            return type(cut.answer)(last_hidden_state=cut.answer.last_hidden_state[:, :0])
+
+        return forward
+
     def _narrow(self, head: Any, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """An output head that computes only the positions and words that are asked for."""
 
@@ -173,8 +222,9 @@ class Wiring:
             active = self.now
             if active is None or active.read is None:
                 return run(hidden, *args, **kwargs)
-            columns, words = active.read.columns, active.read.words
-            chosen = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+            columns, words, chosen = active.read.columns, active.read.words, hidden
+            if columns is not None:
+                chosen = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
             if words is None:
                 return run(chosen, *args, **kwargs)
             if type(head) is nn.Linear:

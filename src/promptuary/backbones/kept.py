@@ -15,8 +15,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-Row = Sequence[tuple[Float[Tensor, "k n e"], Float[Tensor, "k n e"]]]
-"""Keys and values of one row: a pair for each layer."""
+Row = Sequence[tuple[Float[Tensor, "_ _ _"], Float[Tensor, "_ _ _"]]]
+"""Keys and values of one row: for each layer a pair of [k, n, e]."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
-from promptuary.backbones.inject import Read
+from promptuary.backbones.feed import reading
 from promptuary.backbones.place import insert_after
+from promptuary.backbones.tail import Expected, Narrow, Whole
 from promptuary.errors import DataError, SiteError
 from promptuary.types import ANSWER, Batch, Candidates
 
@@ -46,11 +47,16 @@ class Masked(Backbone):
             states = self.model.base_model(**inputs).last_hidden_state
         return states.gather(1, placed.columns[..., None].expand(-1, -1, states.shape[-1]))
 
-    def logits(self, batch: Batch, prompts: Prompts, at: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits [b, n, w or V] at text columns `at` [b, n]."""
+    def expected(self, batch: Batch, prompts: Prompts, at: Tensor) -> Expected:
+        """What the model expects at text columns `at` [b, n]."""
         placed = self.place(batch, prompts)
-        with self.running(placed, Read(placed.columns.gather(1, at), words)) as inputs:
-            return self.model(**inputs).logits
+        columns, inputs = placed.columns.gather(1, at)[..., None], reading(self.model, placed)
+        if self.narrow:
+            states = self.tail.states(inputs, placed.bank, placed.attention_mask)
+            return Narrow(states.gather(1, columns.expand(-1, -1, states.shape[-1])), self.tail)
+        with self.wiring.active(placed.bank, None, placed.attention_mask):
+            logits = self.model(**inputs).logits
+        return Whole(logits.gather(1, columns.expand(-1, -1, logits.shape[-1])))
 
     def _answer(self, batch: Batch) -> Tensor:
         if ANSWER not in batch.slots:
@@ -60,7 +66,7 @@ class Masked(Backbone):
     def score_words(self, batch: Batch, prompts: Prompts, ids: Tensor) -> Float[Tensor, "b c"]:
         """Logits at the mask."""
         words = torch.unique(ids)
-        scores = self.logits(batch, prompts, self._answer(batch)[:, None], words)[:, 0].float()
+        scores = self.expected(batch, prompts, self._answer(batch)[:, None]).words(words)[:, 0].float()
         return read_words(scores, words, ids.expand(len(batch), -1))
 
     def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
@@ -73,8 +79,9 @@ class Masked(Backbone):
             more = torch.full((size, length - 1), self.tokenizer.mask_token_id, device=ids.device)
             grown, added = insert_after(batch, at, more, torch.ones_like(more, dtype=torch.bool), plain=False)
             columns = torch.cat([grown.slots[ANSWER][:, None], added], dim=1)
-            logits = torch.log_softmax(self.logits(grown, prompts, columns).float(), dim=-1)
-            wide = logits[:, None].expand(-1, count, -1, -1).flatten(0, 1)
-            part = phrase_scores(wide, ids[..., :length].flatten(0, 1), mask[..., :length].flatten(0, 1))
+            chosen = ids[..., :length].clamp(min=0)
+            logits = torch.log_softmax(self.expected(grown, prompts, columns).words().float(), dim=-1)
+            taken = logits[:, None].expand(-1, count, -1, -1).gather(-1, chosen[..., None])[..., 0]
+            part = phrase_scores(taken.flatten(0, 1), mask[..., :length].flatten(0, 1))
             scores = torch.where(lengths == length, part.view(size, count), scores)
         return scores

@@ -57,9 +57,10 @@ class Placed:
         )
 
     def padded_left(self) -> Placed:
-        """The same with its padding on the left, for writing on."""
-        empty = self.attention_mask.shape[1] - self.attention_mask.sum(1, keepdim=True)
-        column = torch.arange(self.attention_mask.shape[1], device=empty.device) - empty
+        """The same with its padding on the left, for writing on, and as little of it as may be."""
+        filled = self.attention_mask.sum(1, keepdim=True)
+        empty = filled.max() - filled
+        column = torch.arange(int(filled.max()), device=empty.device) - empty
         mask = (column >= 0).long()
         return replace(
             self,

@@ -17,8 +17,8 @@ from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_wor
 from promptuary.backbones.cache import keys_values
 from promptuary.backbones.causal import trim
 from promptuary.backbones.feed import decoder_writing, decoding
-from promptuary.backbones.inject import Read
 from promptuary.backbones.place import Placed
+from promptuary.backbones.tail import Expected, Narrow, Whole
 from promptuary.errors import SiteError
 from promptuary.types import IGNORED, Batch, Candidates
 
@@ -73,19 +73,30 @@ class Seq2Seq(Backbone):
         with self.running(placed) as inputs:
             return self.model.get_encoder()(**inputs).last_hidden_state
 
-    def _decode(self, states: Tensor, placed: Placed, ids: Tensor, at: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits [b, n, w or V] at columns `at` of the decoder's input `ids`; several inputs may share a text."""
+    def arguments(self, ids: Int[Tensor, "b n"]) -> dict[str, Any]:
+        """They are the decoder's, which sees a text of nothing."""
+        nothing = torch.zeros(len(ids), 1, self.shape.width, dtype=self.model.dtype, device=ids.device)
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=nothing), "decoder_input_ids": ids, "use_cache": False
+        }  # fmt: skip
+
+    def _decode(self, states: Tensor, placed: Placed, ids: Tensor, at: Tensor) -> Expected:
+        """What the model expects at columns `at` of the decoder's input `ids`; several inputs may share a text."""
         times = len(ids) // len(placed.input_ids)
         prefix = None if placed.prefix is None else placed.prefix.repeat(times)
-        with self.wiring.active(None, Read(at, words if self.words_at_head else None)):
-            logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(times, 0)),
-                attention_mask=placed.attention_mask.repeat_interleave(times, 0),
-                decoder_input_ids=ids,
-                use_cache=prefix is not None,
-                **decoding(self.model, prefix, ids),
-            ).logits
-        return logits if self.words_at_head or words is None else logits[..., words]
+        inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states.repeat_interleave(times, 0)),
+            "attention_mask": placed.attention_mask.repeat_interleave(times, 0),
+            "decoder_input_ids": ids,
+            "use_cache": prefix is not None,
+            **decoding(self.model, prefix, ids),
+        }
+        if self.narrow:
+            found = self.tail.states(inputs)
+            return Narrow(found.gather(1, at[..., None].expand(-1, -1, found.shape[-1])), self.tail)
+        with self.wiring.active():
+            logits = self.model(**inputs).logits
+        return Whole(logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1])))
 
     def _started(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder input for teacher forcing on `ids` [n, k], and the columns that predict them."""
@@ -98,7 +109,7 @@ class Seq2Seq(Backbone):
         placed = self.place(batch, prompts)
         words = torch.unique(ids)
         start, at = self._started(ids.expand(len(batch), -1)[:, :1])
-        scores = self._decode(self._encode(placed), placed, start, at, words)[:, 0].float()
+        scores = self._decode(self._encode(placed), placed, start, at).words(words)[:, 0].float()
         return read_words(scores, words, ids.expand(len(batch), -1))
 
     def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
@@ -108,19 +119,16 @@ class Seq2Seq(Backbone):
         ids = candidates.ids.expand(len(batch), -1, -1).flatten(0, 1)
         mask = candidates.mask.expand(len(batch), -1, -1).flatten(0, 1)
         start, at = self._started(ids)
-        logits = self._decode(states, placed, start, at)
-        return phrase_scores(logits, ids, mask).view(len(batch), count)
+        taken = self._decode(states, placed, start, at).log_probabilities(ids.clamp(min=0))
+        return phrase_scores(taken, mask).view(len(batch), count)
 
     def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
         """Teacher forcing in the decoder."""
         assert batch.target_ids is not None
         placed = self.place(batch, prompts)
         start, at = self._started(batch.target_ids)
-        logits = self._decode(self._encode(placed), placed, start, at).float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.target_ids.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view(batch.target_ids.shape).sum(1)
+        taken = self._decode(self._encode(placed), placed, start, at).log_probabilities(batch.target_ids.clamp(min=0))
+        return -(taken * (batch.target_ids != IGNORED)).sum(1)
 
     def generate(self, batch: Batch, prompts: Prompts, *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """The model's own `generate`; the prompt is in the encoder's input only."""

@@ -16,52 +16,15 @@ import torch
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
-from promptuary.backbones.cache import Pair, Prefix, spread
+from promptuary.backbones.cache import Layer, Pair, Prefix
 from promptuary.backbones.feed import counted, takes_positions
 from promptuary.backbones.inject import Bank
 from promptuary.backbones.kept import Kept, Row
 from promptuary.backbones.place import Placed
 
-WORTH = 1 / 8
+WORTH = 1 / 16
 """Part of a batch's positions that must be saved for a pass of its own to pay; our choice, from benchmarks/speed.py."""
-
-
-class Layer(CacheLayerMixin):
-    """Keys and values before those of one pass. The pass changes nothing here, so that any part of it can run again."""
-
-    def __init__(self, past: Pair | None, which: Tensor | None, *, sliding: bool, keep: bool) -> None:
-        """With nothing before, or with `past`, of which each row takes one; `keep`: remember the first result."""
-        super().__init__()
-        self.past, self.which, self.is_sliding, self.keep = past, which, sliding, keep
-        self.seen: Pair | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
-        """All keys and values of the layer: those before, and the new ones."""
-        whole = (key_states, value_states)
-        if self.past is not None:
-            assert self.which is not None
-            keys, values = (spread(part.to(new.dtype), self.which) for part, new in zip(self.past, whole, strict=True))
-            whole = (torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
-        if self.keep and self.seen is None:
-            self.seen = whole
-        return whole
-
-    def get_seq_length(self) -> int:
-        """Positions before those of the pass, also while it runs."""
-        return 0 if self.past is None else int(self.past[0].shape[-2])
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Everything stays, also where a window slides over it."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """None."""
-        return -1
 
 
 @dataclass(frozen=True)
@@ -102,10 +65,7 @@ class Body:
             read: the columns, [b, n].
             same: rows with the same number come from one text and differ in their answers only.
         """
-        if self.model.training:  # with dropout at work, rows would share what is drawn for each of them otherwise
-            states, cut = self._run(placed)[0], None
-        else:
-            states, cut, _ = self._shared(placed, read.min(1).values, same)
+        states, cut, _ = self._shared(placed, read.min(1).values, same)
         read = read if cut is None else read - cut[:, None]
         return states.gather(1, read[..., None].expand(-1, -1, states.shape[-1]))
 
@@ -124,6 +84,8 @@ class Body:
     @torch.no_grad()
     def shareable(self, ids: Int[Tensor, " n"]) -> bool:
         """Whether sharing is exact on this model: tried once, on two rows of the given tokens (at least four)."""
+        if self.model.training:  # dropout draws for each row and each position
+            return False
         if self._shareable is None:
             self._shareable = self._attends and self._tried(ids)
         return self._shareable
@@ -138,8 +100,10 @@ class Body:
         placed = Placed(rows, mask, None, at, at, bank, 0, which=at[:, 0], prompts=())
         read = mask.sum(1, keepdim=True) - 1
         beginning = common(placed, placed.which, read[:, 0])
-        lead = self._lead(placed, beginning)
-        cut = beginning.cut[beginning.groups]
+        held = self._run(_before(placed, beginning.cut[beginning.groups]), keep=True)[1]
+        if held is None or len(held.layers) != len(self._sliding):  # a model that keeps nothing, or not in every layer
+            return False
+        lead, cut = self._lead(placed, beginning), beginning.cut[beginning.groups]
         states = self._run(_behind(placed, cut, lead))[0]
         found = states.gather(1, (read - cut[:, None])[..., None].expand(-1, -1, states.shape[-1])).float()
         exact = self.whole(placed, read).float()
@@ -187,14 +151,18 @@ class Body:
         for row, width in zip(found.first.tolist(), cut.tolist(), strict=True):
             prompt = placed.prompts[int(placed.which[row])]
             ids = (placed.input_ids[row, :width] % placed.bank.stride).clamp(max=placed.bank.vocabulary).tolist()
-            keys.append(((id(prompt), tuple(part._version for part in prompt.tensors), *ids, stamp), prompt))
+            values = tuple((part.data_ptr(), part._version) for part in prompt.tensors)
+            keys.append(((id(prompt), values, *ids, stamp), prompt))
         return replace(found, cut=cut, keys=keys)
 
     def _text(self, placed: Placed, limit: Int[Tensor, " b"]) -> Beginning | None:
         """Texts before their prompts: nothing in them is trained, so they run without gradients and can be kept."""
         if placed.bank.rows is None or placed.prefix is not None:
             return None
-        plain = (placed.input_ids < placed.bank.vocabulary) & placed.attention_mask.bool()
+        real = placed.attention_mask.bool()
+        plain = (placed.input_ids < placed.bank.vocabulary) & real
+        if bool((plain == real).all()):  # nothing comes behind the texts
+            return None
         cut = torch.minimum(plain.long().cumprod(1).sum(1), limit)
         if not (torch.is_grad_enabled() or self.kept.limit) or int(cut.sum()) < WORTH * placed.input_ids.numel():
             return None
@@ -208,7 +176,8 @@ class Body:
         """What keys and values depend on besides ids and prompt: the weights as they are, and the precision."""
         table = self._weights[0]
         cast = torch.is_autocast_enabled(table.device.type) and torch.get_autocast_dtype(table.device.type)
-        return sum(weight._version for weight in self._weights), table.dtype, table.device, cast
+        values = hash(tuple((weight.data_ptr(), weight._version) for weight in self._weights))
+        return values, table.dtype, table.device, cast
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +229,10 @@ class Body:
             inputs["token_type_ids"] = placed.segment_ids
         if prefix is not None or keep:
             inputs["past_key_values"] = transformers.Cache(layers=layers)
-        states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        if self.model.base_model is self.model:  # Llama 4: the body stands under a name that is not the class's
+            states = self.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        else:
+            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         seen = [layer.seen for layer in layers if layer.seen is not None]
         return states, Prefix(seen, mask, torch.arange(len(mask), device=mask.device)) if keep else None
 
@@ -355,5 +327,5 @@ def stacked(rows: Sequence[Row], groups: Int[Tensor, " b"]) -> Prefix:
     return Prefix([(keys, values) for keys, values in layers], mask[groups], place[groups])
 
 
-def _padded(part: Float[Tensor, "k n e"], empty: int) -> Float[Tensor, "k p e"]:
+def _padded(part: Float[Tensor, "k _ e"], empty: int) -> Float[Tensor, "k p e"]:
     return torch.nn.functional.pad(part, (0, 0, empty, 0)) if empty else part

@@ -149,6 +149,39 @@ def _expect_same(model: Any, plain: Any, when: str) -> None:
     expect(torch.equal(one, two), f"{when}: the outputs differ")
 
 
+def every_switch_off_gives_the_same(case: Case) -> None:
+    """With nothing shared, kept or left out, loss, gradients, scores and written text are the same within 1e-5."""
+    quick = case.tuned()
+    slow = case.tuned(case.backbone(share_prefix=False, narrow_head=False, kept_mib=0))
+    batch = quick.batch(case.rows(quick))
+    for _ in range(2):  # the second time from what was kept
+        expect_close(quick.scores(batch), slow.scores(batch), "scores with every fast path and with none")
+    if "generate" in quick.backbone.abilities:
+        one, two = (each.backbone.generate(batch, each.prompt(batch), max_new_tokens=6) for each in (quick, slow))
+        expect(one == two, f"with every fast path {one} is written, with none {two}")
+    losses = [each.train(True).loss(batch).total for each in (quick, slow)]
+    expect_close(losses[0], losses[1], "loss with every fast path and with none")
+    for loss in losses:
+        loss.backward()
+    for one_group, two_group in zip(quick.trained(), slow.trained(), strict=True):
+        found, wanted = (gradient(group.parameter, group.name) for group in (one_group, two_group))
+        apart = float((found - wanted).norm() / wanted.norm())
+        expect(apart <= 1e-4, f"the gradient of {one_group.name} differs by {apart:.1e} of its size")
+
+
+def changed_tensors_count_at_once(case: Case) -> None:
+    """After its tensors change in place, a prompt scores as a new one that starts with those: nothing kept is stale."""
+    tuned, other = case.tuned(seed=1), case.tuned(seed=7)
+    batch = tuned.batch(case.rows(tuned))
+    before = tuned.scores(batch)
+    with torch.no_grad():
+        for group, wanted in zip(tuned.trained(), other.trained(), strict=True):
+            group.parameter.copy_(wanted.parameter)
+    found = tuned.scores(batch)
+    expect_close(found, other.scores(batch), "scores after the tensors changed, and of a new prompt with those")
+    expect(not torch.equal(found, before), "other tensors give the same scores")
+
+
 def mixed_precision_is_finite(case: Case) -> None:
     """Under bf16 autocast, and on a bfloat16 backbone, loss and gradients are finite; the prompt stays in float32."""
     for backbone in (case.backbone(), case.backbone(dtype="bfloat16")):

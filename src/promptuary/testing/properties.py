@@ -65,6 +65,8 @@ PROPERTIES: dict[str, Property] = {
         Property(behaviour.detaching_restores_the_base),
         Property(learning.accumulation_equals_the_big_batch),
         Property(learning.a_resumed_run_equals_the_unbroken_one),
+        Property(behaviour.every_switch_off_gives_the_same),
+        Property(behaviour.changed_tensors_count_at_once),
         Property(behaviour.mixed_precision_is_finite),
         Property(learning.settings_survive_yaml),
         Property(learning.an_unknown_field_is_refused_with_a_suggestion),

@@ -162,11 +162,10 @@ def test_the_first_written_token_is_the_one_that_teacher_forcing_expects(kind: s
 @every
 def test_the_decoders_input_is_untouched_by_the_prompt(kind: str) -> None:
     backbone = tiny.backbone(kind)
+    assert backbone.narrow, "is tried before anything is noted"
     seen: list[torch.Tensor] = []
     decoder = backbone.model.get_decoder()
-    handle = decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
-    )
+    handle = decoder.embed_tokens.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     given = replace(by_hand.texts(backbone), target_ids=torch.tensor([[7, 2], [8, 2], [9, 2]]))
     prompt = Prompt(by_hand.rows(3), by_hand.offset())
     backbone.answer_losses(given, prompt).sum()

@@ -149,7 +149,7 @@ def test_attached_to_the_hosts_model_it_runs_and_writes_the_same(kind: str) -> N
         alone = model.generate(single.input_ids, max_new_tokens=6, do_sample=False)
         beams = model.generate(single.input_ids, max_new_tokens=4, num_beams=3, num_return_sequences=2)
         rules = model.generate(single.input_ids, max_new_tokens=6, repetition_penalty=2.0)
-        for option in ({"use_cache": False}, {"cache_implementation": "static"}):
+        for option in ({"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}):
             with pytest.raises(SiteError, match=f"leave {next(iter(option))} out"):
                 model.generate(single.input_ids, max_new_tokens=2, **option)
     for row in range(3):
@@ -221,7 +221,7 @@ def test_in_a_sliding_window_texts_of_different_lengths_are_written_one_by_one_o
     with pytest.raises(SiteError, match="the prompt has 9 positions, but the model's sliding window 8"):
         made("gemma3", num_virtual_tokens=9)
     with pytest.raises(SiteError, match="the prompt has 8 positions, but the model's sliding window 8"):
-        tuned.backbone.hidden(given, Prompt(kv=torch.zeros(1, 2, 2, 2, 8, 8)))
+        tuned.backbone.generate(given, Prompt(kv=torch.zeros(1, 2, 2, 2, 8, 8)), max_new_tokens=2)
 
 
 @both
