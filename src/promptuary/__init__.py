@@ -21,6 +21,7 @@ _PUBLIC = {
     "push_prompt": "promptuary.hub",
     "pull_prompt": "promptuary.hub",
     "Tuned": "promptuary.tuned",
+    "Engine": "promptuary.serve.engine",
     "adapt": "promptuary.hosting",
     "attach": "promptuary.attaching",
     "match_budget": "promptuary.building",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from promptuary.hosting import adapt
     from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
+    from promptuary.serve.engine import Engine
     from promptuary.training import Result, train
     from promptuary.tuned import Tuned
     from promptuary.types import Batch, Offset, Prompt
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "Batch",
+    "Engine",
     "Method",
     "MethodConfig",
     "Offset",

@@ -166,8 +166,8 @@ def test_without_a_method_it_is_the_frozen_model(tmp_path: Path) -> None:
     zero = Tuned(made.backbone, made.task)
     batch = zero.batch(zero.rows(EXAMPLES, labelled=True))
     assert (zero.trainable_parameters, zero.added_tokens, zero.state()) == (0, 0, {})
-    assert made._words is not None
-    assert torch.equal(zero.scores(batch), made.backbone.score(batch, Prompt(), made._words))
+    assert made.asking.words is not None
+    assert torch.equal(zero.scores(batch), made.backbone.score(batch, Prompt(), made.asking.words))
     assert not torch.equal(zero.scores(batch), made.scores(batch))
 
 

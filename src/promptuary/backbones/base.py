@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptuary.backbones import load
+from promptuary.backbones.cache import counts_prefix
 from promptuary.backbones.feed import reading
 from promptuary.backbones.hosts import hold, let_go
 from promptuary.backbones.inject import Read
@@ -259,6 +260,11 @@ class Backbone(abc.ABC):
 
     # ---- places -----------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def mixes_prefixes(self) -> bool:
+        """Whether prompts with different numbers of keys and values may stand in one batch."""
+        return not counts_prefix(self.model)
+
     def place(self, batch: Batch, prompts: Prompts, side: Side = "right", **options: Any) -> Placed:
         """Put prompts into a batch; `options` as `place` has them.
 
@@ -337,6 +343,11 @@ class Backbone(abc.ABC):
         """Frozen embeddings of the text, for methods that need them."""
         with torch.no_grad():
             return self.table(batch.input_ids)
+
+    def probe(self) -> Batch:
+        """A text of one usual token, to look at what does not depend on the text."""
+        first = self.vocabulary.common(1).to(self.device)
+        return Batch(first[None], torch.ones_like(first)[None], torch.zeros_like(first))
 
     @property
     def uses_segments(self) -> bool:

@@ -27,12 +27,14 @@ class Prefix:
     """Keys and values before the rows of a batch, and which of the p positions exist for each row, [b, p].
 
     `layers`: keys and values [g, k, p, e] of each layer; `which`: the one of the g that a row takes, [b]. Where rows
-    have fewer than p, what they have stands at the end, right before the text.
+    have fewer than p, what they have stands at the end, right before the text. `straight`: `which` is known to be
+    0, 1, 2, ... so that rows need not be picked.
     """
 
     layers: Sequence[Pair]
     mask: Int[Tensor, "b p"]
     which: Int[Tensor, " b"]
+    straight: bool = False
 
     @property
     def length(self) -> int:
@@ -43,11 +45,12 @@ class Prefix:
         """Each row several times beside each other, as beams and several answers are."""
         if times == 1:
             return self
-        return replace(self, mask=self.mask.repeat_interleave(times, 0), which=self.which.repeat_interleave(times, 0))
+        mask, which = self.mask.repeat_interleave(times, 0), self.which.repeat_interleave(times, 0)
+        return replace(self, mask=mask, which=which, straight=False)
 
     def rows(self, rows: Int[Tensor, " n"]) -> Prefix:
         """The chosen rows."""
-        return replace(self, mask=self.mask[rows], which=self.which[rows])
+        return replace(self, mask=self.mask[rows], which=self.which[rows], straight=False)
 
     def row(self, place: int) -> list[tuple[Tensor, Tensor]]:
         """One row's own copy: keys and values [k, n, e] of each layer, of the positions that exist."""
@@ -57,13 +60,15 @@ class Prefix:
     def fill(self, cache: Any, dtype: torch.dtype) -> Any:
         """Put them into an empty cache of transformers, which is given back."""
         for number, pair in enumerate(self.layers):
-            keys, values = (spread(part.to(dtype), self.which) for part in pair)
+            keys, values = (spread(part.to(dtype), None if self.straight else self.which) for part in pair)
             cache.update(keys, values, number)
         return cache
 
 
-def spread(part: Float[Tensor, "g k p e"], which: Int[Tensor, " b"]) -> Float[Tensor, "b k p e"]:
-    """Each row's own; a single one is expanded without a copy."""
+def spread(part: Float[Tensor, "g k p e"], which: Int[Tensor, " b"] | None) -> Float[Tensor, "b k p e"]:
+    """Each row's own, or all as they are; a single one is expanded without a copy."""
+    if which is None:
+        return part
     return part.expand(len(which), -1, -1, -1) if len(part) == 1 else part.index_select(0, which)
 
 
@@ -97,7 +102,7 @@ class Layer(CacheLayerMixin):
     """Keys and values before those of one pass. The pass changes nothing here, so that any part of it can run again."""
 
     def __init__(self, past: Pair | None, which: Tensor | None, *, sliding: bool, keep: bool) -> None:
-        """With nothing before, or with `past`, of which each row takes one; `keep`: remember the first result."""
+        """With nothing before, or with `past` for each row, or of which each takes one; `keep`: the first result."""
         super().__init__()
         self.past, self.which, self.is_sliding, self.keep = past, which, sliding, keep
         self.seen: Pair | None = None
@@ -109,7 +114,6 @@ class Layer(CacheLayerMixin):
         """All keys and values of the layer: those before, and the new ones."""
         whole = (key_states, value_states)
         if self.past is not None:
-            assert self.which is not None
             keys, values = (spread(part.to(new.dtype), self.which) for part, new in zip(self.past, whole, strict=True))
             whole = (torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
         if self.keep and self.seen is None:
@@ -163,13 +167,16 @@ def check(model: Any, prefix: Prefix) -> None:
             "switch it off, or use a method with rows at the input"
         )
     check_window(model, prefix.length)
-    facts = model.config.to_dict()
-    relative = "relative_attention_num_buckets" in facts
-    if model.config.is_encoder_decoder and not relative and not bool(prefix.mask.all()):
+    if counts_prefix(model) and not bool(prefix.mask.all()):
         raise SiteError(
             f"the decoder of {type(model).__name__} counts its positions from the longest prompt of keys and values in "
             "a batch; put prompts of one length into a batch"
         )
+
+
+def counts_prefix(model: Any) -> bool:
+    """Whether a decoder counts its positions from the first column of a prefix, real or not."""
+    return model.config.is_encoder_decoder and "relative_attention_num_buckets" not in model.config.to_dict()
 
 
 def check_window(model: Any, length: int) -> None:
@@ -196,4 +203,6 @@ def repeat_kv(prompt: Prompt, rows: Int[Tensor, " n"]) -> Prompt:
     """A prompt whose parts for single examples are repeated with their examples."""
     rows_of = prompt.rows if prompt.rows is None or len(prompt.rows) == 1 else prompt.rows[rows]
     kv_of = prompt.kv if prompt.kv is None or len(prompt.kv) == 1 else prompt.kv[rows]
+    if rows_of is prompt.rows and kv_of is prompt.kv:
+        return prompt  # itself, so that what is kept for it is found
     return replace(prompt, rows=rows_of, kv=kv_of)

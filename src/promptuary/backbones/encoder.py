@@ -5,6 +5,7 @@ Knows no method, task or data set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone, Prompts
+from promptuary.backbones.kept import Kept, stamp_of
 from promptuary.types import Batch, Candidates, Prompt
 
 
@@ -26,8 +28,8 @@ class Encoder(Backbone):
     pooling = "mean"
 
     def check_model(self) -> None:
-        """Nothing is needed; starts the memory of prototypes."""
-        self._prototypes: dict[str, Tensor] = {}
+        """Nothing is needed; starts the store of prototypes."""
+        self._kept = Kept(self.config.kept_mib * 2**20)
 
     def hidden(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b t h"]:
         """Last hidden states."""
@@ -45,26 +47,29 @@ class Encoder(Backbone):
         return scores.masked_fill(~candidates.mask.any(-1), -torch.inf)
 
     def prototypes(self, candidates: Candidates) -> Float[Tensor, "*b c h"]:
-        """Unit vectors of the answers as texts of their own; those shared by all rows are computed once."""
-        key = f"{candidates.ids.tolist()} {candidates.mask.tolist()}"
-        if candidates.per_row or key not in self._prototypes:
-            found = self._embed(candidates)
-            if candidates.per_row:
-                return found
-            self._prototypes[key] = found
-        return self._prototypes[key]
+        """Unit vectors of the answers as texts of their own, without a prompt; each is computed once and kept."""
+        ids, mask = candidates.ids.flatten(0, -2), candidates.mask.flatten(0, -2)
+        stamp, known = stamp_of(self.model), dict[tuple[int, ...], Tensor | None]()
+        answers = [
+            tuple(word for word, real in zip(*row, strict=True) if real)
+            for row in zip(ids.tolist(), mask.tolist(), strict=True)
+        ]
+        for answer in dict.fromkeys(answers):
+            found = self._kept.get((answer, stamp))
+            known[answer] = None if found is None else found[0][0]
+        missing = [answer for answer, vector in known.items() if vector is None]
+        for answer, vector in zip(missing, self._embed(missing) if missing else (), strict=True):
+            known[answer] = own = vector.clone()  # not a view, which would keep all the others too
+            self._kept.put((answer, stamp), [(own,)])
+        vectors = [vector for vector in map(known.__getitem__, answers) if vector is not None]
+        return torch.stack(vectors).view(*candidates.ids.shape[:-1], -1)
 
     @torch.no_grad()
-    def _embed(self, candidates: Candidates) -> Tensor:
-        ids, mask = candidates.ids.flatten(0, -2), candidates.mask.flatten(0, -2)
-        count, start = len(ids), len(self.prefix)
-        width = start + ids.shape[1] + len(self.suffix)
-        batch_ids = ids.new_full((count, width), self.pad)
-        batch_mask = torch.zeros_like(batch_ids)
-        for row, (words, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
-            full = [*self.prefix, *(word for word, is_real in zip(words, real, strict=True) if is_real), *self.suffix]
-            batch_ids[row, : len(full)] = torch.tensor(full, device=ids.device)
-            batch_mask[row, : len(full)] = 1
-        batch = Batch(batch_ids, batch_mask, torch.arange(count, device=ids.device))
-        pooled = torch.nn.functional.normalize(self.pooled(batch, Prompt()).float(), dim=-1)
-        return pooled.view(*candidates.ids.shape[:-1], -1)
+    def _embed(self, answers: Sequence[tuple[int, ...]]) -> Float[Tensor, "n h"]:
+        full = [[*self.prefix, *answer, *self.suffix] for answer in answers]
+        width = max(1, *map(len, full))
+        ids = [[*row, *[self.pad] * (width - len(row))] for row in full]
+        mask = [[1] * len(row) + [0] * (width - len(row)) for row in full]
+        batch_ids, batch_mask = (torch.tensor(part, device=self.device) for part in (ids, mask))
+        batch = Batch(batch_ids, batch_mask, torch.arange(len(full), device=self.device))
+        return torch.nn.functional.normalize(self.pooled(batch, Prompt()).float(), dim=-1)

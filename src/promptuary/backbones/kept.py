@@ -12,11 +12,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
 from torch import Tensor
 
-Row = Sequence[tuple[Float[Tensor, "_ _ _"], Float[Tensor, "_ _ _"]]]
-"""Keys and values of one row: for each layer a pair of [k, n, e]."""
+Row = Sequence[Sequence[Tensor]]
+"""What is kept under one key: keys and values of one row, for each layer a pair of [k, n, e]; or a vector."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,17 @@ class Kept:
         with self._lock:
             entry = self._entries.pop(key, None)
             self.size -= 0 if entry is None else entry.size
+
+
+def stamp_of(model: Any, weights: Sequence[Tensor] = ()) -> Hashable:
+    """What is computed with a model depends on: its weights as they are, and the precision.
+
+    Args:
+        model: a module.
+        weights: its parameters, where they are at hand.
+    """
+    held = list(weights or model.parameters())
+    device = held[0].device
+    cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    values = hash(tuple((weight.data_ptr(), weight._version) for weight in held))
+    return values, held[0].dtype, device, cast

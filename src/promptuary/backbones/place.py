@@ -138,10 +138,11 @@ def place(
     text_column = rank + torch.searchsorted(order, rank.contiguous(), right=True)
     ahead = rank + torch.searchsorted(order, (rank + 1).contiguous(), right=True)
     prompt_column = slot + behind
+    real = mask.sum(1) + lengths
+    if side == "right" or (tight and side == "left"):
+        # the longest text and the longest prompt need not meet in one row
+        width = int(real.max())
     if side == "left":
-        real = mask.sum(1) + lengths
-        if tight:
-            width = int(real.max())
         shift = (width - real)[:, None]
         text_column, prompt_column, ahead = text_column + shift, prompt_column + shift, ahead + shift
     if side == "keep":  # rows stand right before the token that they precede; all else is shifted by the longest prompt

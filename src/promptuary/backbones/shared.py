@@ -20,7 +20,7 @@ from torch import Tensor
 from promptuary.backbones.cache import Layer, Pair, Prefix
 from promptuary.backbones.feed import counted, takes_positions
 from promptuary.backbones.inject import Bank
-from promptuary.backbones.kept import Kept, Row
+from promptuary.backbones.kept import Kept, Row, stamp_of
 from promptuary.backbones.place import Placed
 
 WORTH = 1 / 16
@@ -147,7 +147,7 @@ class Body:
         cut = found.cut.masked_fill(~whole, 0)
         if not int(cut.max()):
             return None
-        stamp, keys = self._stamp(), []
+        stamp, keys = stamp_of(self.model, self._weights), []
         for row, width in zip(found.first.tolist(), cut.tolist(), strict=True):
             prompt = placed.prompts[int(placed.which[row])]
             ids = (placed.input_ids[row, :width] % placed.bank.stride).clamp(max=placed.bank.vocabulary).tolist()
@@ -166,18 +166,11 @@ class Body:
         cut = torch.minimum(plain.long().cumprod(1).sum(1), limit)
         if not (torch.is_grad_enabled() or self.kept.limit) or int(cut.sum()) < WORTH * placed.input_ids.numel():
             return None
-        rows, stamp, keys = torch.arange(len(cut), device=cut.device), self._stamp(), []
+        rows, stamp, keys = torch.arange(len(cut), device=cut.device), stamp_of(self.model, self._weights), []
         if self.kept.limit:
             ids = placed.input_ids.tolist()
             keys = [((*row[:width], stamp), None) for row, width in zip(ids, cut.tolist(), strict=True)]
         return Beginning(rows, rows, cut, keys, frozen=True)
-
-    def _stamp(self) -> Hashable:
-        """What keys and values depend on besides ids and prompt: the weights as they are, and the precision."""
-        table = self._weights[0]
-        cast = torch.is_autocast_enabled(table.device.type) and torch.get_autocast_dtype(table.device.type)
-        values = hash(tuple((weight.data_ptr(), weight._version) for weight in self._weights))
-        return values, table.dtype, table.device, cast
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +211,7 @@ class Body:
         pairs: Sequence[Pair | None] = [None] * len(self._sliding)
         if prefix is not None:
             mask, before, pairs = torch.cat([prefix.mask, mask], dim=1), prefix.length, prefix.layers
-        which = None if prefix is None else prefix.which
+        which = None if prefix is None or prefix.straight else prefix.which
         layers = [
             Layer(pair, which, sliding=slides, keep=keep) for pair, slides in zip(pairs, self._sliding, strict=True)
         ]
@@ -316,16 +309,24 @@ def stacked(rows: Sequence[Row], groups: Int[Tensor, " b"]) -> Prefix:
     """Rows of different lengths as one prefix, each row of the batch with its group's."""
     lengths = [row[0][0].shape[1] if row else 0 for row in rows]
     longest = max(lengths)
-    full = [(row, longest - length) for row, length in zip(rows, lengths, strict=True) if row]
+    # a row without a prefix of its own may come with empty parts
+    full = [row for row, length in zip(rows, lengths, strict=True) if length]
     layers = [
-        tuple(torch.stack([_padded(row[layer][part], empty) for row, empty in full]) for part in (0, 1))
-        for layer in range(len(full[0][0]))
+        (_stack([row[layer][0] for row in full], longest), _stack([row[layer][1] for row in full], longest))
+        for layer in range(len(full[0]))
     ]
     length = torch.tensor(lengths, device=groups.device)
     mask = (torch.arange(longest, device=groups.device) >= longest - length[:, None]).long()
-    place = ((length > 0).cumsum(0) - 1).clamp(min=0)
-    return Prefix([(keys, values) for keys, values in layers], mask[groups], place[groups])
+    place = ((length > 0).cumsum(0) - 1).clamp(min=0)[groups]
+    straight = len(place) == len(full) and torch.equal(place, torch.arange(len(full), device=place.device))
+    return Prefix(layers, mask[groups], place, straight)
 
 
-def _padded(part: Float[Tensor, "k _ e"], empty: int) -> Float[Tensor, "k p e"]:
-    return torch.nn.functional.pad(part, (0, 0, empty, 0)) if empty else part
+def _stack(parts: Sequence[Float[Tensor, "k _ e"]], longest: int) -> Float[Tensor, "n k p e"]:
+    """Parts of different lengths, each at the end of its row."""
+    if all(part.shape[1] == longest for part in parts):
+        return torch.stack(list(parts))
+    whole = parts[0].new_zeros(len(parts), parts[0].shape[0], longest, parts[0].shape[2])
+    for row, part in zip(whole, parts, strict=True):
+        row[:, longest - part.shape[1] :] = part
+    return whole

@@ -105,7 +105,9 @@ class Tail:
         """
         if self._exact is None:
             model = self.wiring.model
-            self._exact = any(self._tried(body, inputs) for body in (model.base_model, model.get_decoder()))
+            named = [body for body in (model.base_model, model.get_decoder()) if body is not model]
+            # Llama 4 calls its body otherwise than it says
+            self._exact = any(self._tried(body, inputs) for body in named or model.children())
         return self._exact
 
     def _behind(self, hidden: Tensor, words: Tensor | None) -> Tensor:
@@ -118,7 +120,7 @@ class Tail:
 
     def _tried(self, body: Any, inputs: dict[str, Any]) -> bool:
         model = self.wiring.model
-        if body is model or not isinstance(body, PreTrainedModel):
+        if not isinstance(body, PreTrainedModel):
             return False
         self.wiring.cuts(body)
         with self.wiring.active():

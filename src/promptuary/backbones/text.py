@@ -21,7 +21,11 @@ class TextCoder:
     def __init__(self, tokenizer: Any, answer_at: AnswerAt) -> None:
         """Find out the special tokens by encoding a letter with and without them."""
         self.tokenizer, self.answer_at = tokenizer, answer_at
+        # asked of the tokenizer once: each answer takes it as long as a token takes us
         self._special = frozenset(tokenizer.all_special_ids)
+        self._unknown, self._mask, self._sep = (
+            tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.sep_token_id
+        )  # fmt: skip
         self.prefix, self.suffix = self._special_ids()
 
     def answer_ids(self, words: str, *, glue: str = " ") -> list[int]:
@@ -75,11 +79,11 @@ class TextCoder:
                 used[number] += 1
                 if used[number] > kept[number]:
                     continue
-            if token == self.tokenizer.mask_token_id and self.answer_at == "mask":
+            if token == self._mask and self.answer_at == "mask":
                 slots[ANSWER] = len(ids)
             ids.append(token)
             segments.append(segment)
-            if number is None and token == self.tokenizer.sep_token_id:
+            if number is None and token == self._sep:
                 segment = 1
         if self.answer_at == "end":
             if not ids:
@@ -123,11 +127,11 @@ class TextCoder:
             elif piece.value == ANSWER:
                 flush(at_answer=True)
                 if self.answer_at == "mask":
-                    out.append((self.tokenizer.mask_token_id, None))
+                    out.append((self._mask, None))
             elif piece.value == "sep":
                 flush(at_answer=True)
-                if self.tokenizer.sep_token_id is not None:
-                    out.append((self.tokenizer.sep_token_id, None))
+                if self._sep is not None:
+                    out.append((self._sep, None))
             else:
                 flush()
                 out.append(piece.value)
@@ -140,8 +144,7 @@ class TextCoder:
 
     def _ordinary(self, ids: Sequence[int]) -> list[int]:
         """Ids of plain text. Unigram vocabularies find "</s>" and "<mask>" in it; there they are unknown words."""
-        unknown = self.tokenizer.unk_token_id
-        known = [token if token not in self._special else unknown for token in ids]
+        known = [token if token not in self._special else self._unknown for token in ids]
         return [token for token in known if token is not None]
 
     def _special_ids(self) -> tuple[list[int], list[int]]:

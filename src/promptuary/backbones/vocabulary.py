@@ -6,7 +6,7 @@ Knows no family and no prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ class TableVocabulary:
     table: Any
     tokenizer: Any
     keys_values: Callable[[Int[Tensor, " n"]], Float[Tensor, "1 l 2 k n e"]]
+    _common: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def common(self, limit: int) -> Int[Tensor, " n"]:
         """The first `limit` ordinary tokens in the order of their ids, which is by frequency in most vocabularies."""
-        special = set(self.tokenizer.all_special_ids)
         size = min(len(self.tokenizer), self.table.weight.shape[0])
+        if (limit, size) in self._common:
+            return self._common[limit, size].clone()
+        special = set(self.tokenizer.all_special_ids)
         names = self.tokenizer.convert_ids_to_tokens(list(range(min(size, 4 * limit + 2000))))
         ordinary = [
             number
@@ -34,7 +37,8 @@ class TableVocabulary:
             and name is not None
             and not name.startswith(("[unused", "<extra_id", "<|", "<unused"))
         ]
-        return torch.tensor(ordinary[:limit])
+        found = self._common[limit, size] = torch.tensor(ordinary[:limit])
+        return found.clone()
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
         """Ids of a text, without special tokens."""

@@ -75,7 +75,7 @@ def collate(rows: Sequence[Row], pad: int, *, segments: bool) -> Batch:
         slots={name: torch.tensor([row.encoded.slots[name] for row in rows]) for name in names},
         target=target,
         target_ids=_padded(target_ids, IGNORED) if target_ids else None,
-        candidates=_pad_choices(choices) if choices else None,
+        candidates=pad_choices(choices) if choices else None,
     )
 
 
@@ -90,7 +90,7 @@ def pad_candidates(ids: Sequence[Sequence[int]]) -> Candidates:
     return Candidates(_padded(ids, 0), _padded([[1] * len(answer) for answer in ids], 0).bool())
 
 
-def _pad_choices(choices: Sequence[Sequence[Sequence[int]]]) -> Candidates:
+def pad_choices(choices: Sequence[Sequence[Sequence[int]]]) -> Candidates:
     """Each row its own candidates, [b, c, k]; where a row has fewer than c, the rest has no real token."""
     count = max(len(row) for row in choices)
     flat = pad_candidates([answer for row in choices for answer in (*row, *[()] * (count - len(row)))])

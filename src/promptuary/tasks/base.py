@@ -58,6 +58,7 @@ class Task(abc.ABC):
         reading: how answers are read off a backbone: "words" scored, a trained "head", or written "text".
         outputs: numbers that a head gives.
         measured_as: kinds of metrics that can compare its answers (see `metrics.Metric`).
+        gives_scores: whether its predictions have a probability per label or choice.
         words: possible answers as texts, in the order of the scores; empty if each example has its own or none.
     """
 
@@ -66,6 +67,7 @@ class Task(abc.ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     pipeline: ClassVar[str] = "text-classification"
     measured_as: ClassVar[frozenset[str]]
+    gives_scores: ClassVar[bool] = False
     reading: Reading
     outputs: int = 1
     words: tuple[str, ...] = ()

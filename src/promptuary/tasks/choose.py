@@ -37,6 +37,7 @@ class Choose(Task):
     default_metrics: ClassVar = ("accuracy",)
     pipeline = "multiple-choice"
     measured_as: ClassVar = frozenset({"label", "text"})
+    gives_scores = True
 
     @property
     def settings(self) -> ChooseConfig:

@@ -62,6 +62,7 @@ class Classify(Task):
     Config = ClassifyConfig
     default_metrics: ClassVar = ("accuracy", "macro_f1")
     measured_as: ClassVar = frozenset({"label", "pair", "text"})
+    gives_scores = True
 
     @property
     def settings(self) -> ClassifyConfig:

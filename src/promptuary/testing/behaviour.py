@@ -61,7 +61,7 @@ def rows_with_different_prompts_equal_separate_runs(case: Case) -> None:
     batch = one.batch(case.rows(one))
     prompts = [one.prompt(batch), two.prompt(batch), Prompt()]
     which = torch.tensor([0, 1, 2, 1, 0])
-    words = one._words
+    words = one.asking.words
     assert words is not None
     mixed = backbone.score(replace(batch, prompt_index=which), prompts, words)
     separate = torch.stack([backbone.score(batch, prompts[int(k)], words)[row] for row, k in enumerate(which)])
