@@ -69,9 +69,9 @@ def tuned(backbone: Backbone, method: str) -> Tuned:
 
 
 def step(made: Tuned, recompute: bool) -> None:
-    """Forward and backward over six texts."""
+    """Forward and backward over texts of one label: what both labels ask for cancels, and would leave the rounding."""
     with made.backbone.recomputing(recompute):
-        made.loss(made.batch(made.rows(toy.rows(6), labelled=True))).total.backward()
+        made.loss(made.batch(made.rows(toy.rows(24)[::2], labelled=True))).total.backward()
 
 
 def gradients(made: Tuned, recompute: bool = False) -> list[Tensor]:
@@ -135,4 +135,4 @@ def test_gradients_keep_their_direction_whatever_else_is_switched_on(
     assert all(counted[share, True] < 0.7 * counted[share, False] for share in (True, False))
     if family == "causal":
         assert all(counted[True, recompute] < counted[False, recompute] for recompute in (True, False))
-    assert counted[False, False] < 0.7 * saved_bytes(lambda: step(exact, False), exact.backbone.model.parameters())
+    assert counted[False, False] < 0.75 * saved_bytes(lambda: step(exact, False), exact.backbone.model.parameters())
