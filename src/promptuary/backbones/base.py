@@ -365,7 +365,7 @@ class Backbone(abc.ABC):
         states, mask = self.hidden(batch, prompts), batch.attention_mask.bool()
         how = self.pooling if self.config.pooling == "auto" else self.config.pooling
         if how == "mean":
-            weight = mask.to(states.dtype)[..., None]
+            weight = mask.float()[..., None]  # a mean of short numbers is taken in float32
             return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
         ends = {"first": mask.long().argmax(1), "last": (mask.long().cumsum(1) * mask).argmax(1)}
         if how == "answer" and ANSWER not in batch.slots:
