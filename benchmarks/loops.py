@@ -34,7 +34,7 @@ class Ours:
         held = shapes.hold(kind, model, **backbone)
         train = {"batch_size": len(rows), **(train or {})}
         self.training = Training(shapes.run(folder, rows, held, method, **train), Listener(), held)
-        self.training._prepare(resume=False)
+        self.training.prepare(resume=False)
         self.tuned, self.rows = self.training.tuned, self.training.rows["train"]
 
     @property
@@ -49,7 +49,7 @@ class Ours:
 
     def step(self, rows: list[Row] | None = None) -> float:
         """One step over all rows, or over those given; its loss."""
-        return self.training._step(self.rows if rows is None else rows).loss
+        return self.training.step(self.rows if rows is None else rows).loss
 
     def epoch(self) -> None:
         """All batches of one pass, in the order of the run."""
