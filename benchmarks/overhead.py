@@ -1,12 +1,11 @@
-"""What our training loop costs on top of a minimal hand-written one, and K runs in one batch against K runs in turn.
+"""What our training loop costs on top of a minimal hand-written one.
 
 Knows no result: every row is written by the command that is noted in it.
 
     python benchmarks/overhead.py loop --family causal     # fixed cost of a step, on a model without arithmetic
-    python benchmarks/overhead.py sweep                    # step time of a sweep as a ratio, on the shape of T5-small
 
-The clock is CPU seconds of this process, with one thread. What is compared runs in turn within each round, and the
-figure is the median over the rounds of their differences or ratios.
+The clock is CPU seconds of this process, with one thread. Both run in turn, and the figure is the median of their
+differences.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 import promptuary
 from foundation import RESULTS
 from promptuary import runs
-from promptuary.backbones.base import Backbone, BackboneConfig
+from promptuary.backbones.base import Backbone
 from promptuary.config import Run
 from promptuary.data.collate import Row
 from promptuary.testing import tiny
@@ -75,7 +74,7 @@ def minimal(training: Training) -> Callable[[], None]:
     No clipping, schedule, log, guard or resume. The frozen model, the encoded rows and the kind of loss are ours.
     """
     model: Any = training.backbone.model
-    embed, words = model.get_input_embeddings(), training.tuned._words.ids[:, 0]
+    embed, words = model.get_input_embeddings(), training.tuned.asking.words.ids[:, 0]
     prompt = nn.Parameter(training.tuned.state()["method.rows"])
     optimizer = torch.optim.AdamW([prompt], lr=1e-3)
     rows, order = training.rows["train"], random.Random(0)
@@ -117,12 +116,15 @@ class Turns(Listener):
     """Lets the minimal loop run after every `size` steps of the run, and takes the time of both."""
 
     def __init__(self, size: int) -> None:
+        """Of so many steps each."""
         self.size, self.ours, self.theirs = size, list[float](), list[float]()
 
     def begun(self, training: Training) -> None:
+        """Make the other loop."""
         self.step = minimal(training)
 
     def stepped(self, row: Mapping[str, Any]) -> None:
+        """Its turn, if it is."""
         if row["step"] == self.size:  # a warm-up of both
             for _ in range(self.size):
                 self.step()
@@ -184,7 +186,7 @@ def write(row: Mapping[str, Any], keep: bool) -> None:
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["loop", "sweep"])
+    parser.add_argument("what", choices=["loop"])
     parser.add_argument("--family", choices=list(tiny.FAMILIES), default="causal", help="of the loop's tiny model")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--dry", action="store_true", help="show the row, do not keep it")

@@ -83,11 +83,11 @@ class Part:
 
     training: Training
     running: Running
-    rows: list[Row] | None = None
+    rows: Sequence[Row] | None = None
     result: Result | None = None
     error: PromptuaryError | None = None
 
-    def go_on(self, go: Callable[..., list[Row]], *given: Any) -> None:
+    def go_on(self, go: Callable[..., Sequence[Row]], *given: Any) -> None:
         """To its next step, or to its end."""
         self.rows = None
         try:
@@ -104,6 +104,8 @@ class Sweep:
     def __init__(self, trainings: Sequence[Training], at_once: int | None = None) -> None:
         """Of loaded runs on one backbone."""
         self.trainings, self.at_once = trainings, at_once or len(trainings)
+        for one in trainings if len(trainings) > 1 else ():
+            one.remarks.append(f"trained together with {len(trainings) - 1} other runs: times are its share")
 
     def run(self, *, resume: bool, fresh: bool) -> list[Result]:
         """All of them, to their ends."""
@@ -156,7 +158,7 @@ class Sweep:
         if len(group) == 1:
             assert group[0].rows is not None
             return [group[0].training.step(group[0].rows)]
-        taken = memory.attempt(lambda: _together(group))
+        taken = memory.attempt(lambda: together(group))
         if taken is None:
             self.at_once = math.ceil(len(group) / 2)
             for part in group:
@@ -180,7 +182,7 @@ class Sweep:
         raise Interrupted(text, parts[0].training.stop.signal or signal.SIGINT)
 
 
-def _together(group: Sequence[Part]) -> list[StepResult]:
+def together(group: Sequence[Part]) -> list[StepResult]:
     """Forward and backward over the rows of all, and the update of each."""
     trainings = [part.training for part in group]
     first = trainings[0]

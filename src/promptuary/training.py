@@ -140,6 +140,7 @@ class Training:
         self.folder = RunFolder(run.out)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
+        self.remarks: list[str] = []
         self._saved = -1
 
     @property
@@ -214,7 +215,7 @@ class Training:
         )
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
-        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes()):
+        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes(), *self.remarks):
             self.listener.noted(note)
         self.listener.planned(self.plan())
 

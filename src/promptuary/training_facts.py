@@ -124,7 +124,13 @@ def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict
         "skipped_steps": progress.skipped,
         "micro_batch": progress.micro_batch,
         "gradient_checkpointing": training.recompute,
-        "notes": [*training.splits.notes, *training.feed.notes(), *training.backbone.notes(), *notes],
+        "notes": [
+            *training.splits.notes,
+            *training.feed.notes(),
+            *training.backbone.notes(),
+            *training.remarks,
+            *notes,
+        ],
         "versions": versions(),
         "run_hash": run.hash(),
     }

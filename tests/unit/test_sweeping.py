@@ -86,10 +86,10 @@ def test_a_step_of_all_runs_is_one_pass(family: str, tmp_path: Path) -> None:
         one.prepare(resume=False)
     backbone.hidden(backbone.probe(), trainings[0].tuned.prompt(backbone.probe()))
     parts = [sweeping.Part(one, iter(()), one.feed.at(0)) for one in trainings]  # type: ignore[arg-type]
-    sweeping._together(parts)
+    sweeping.together(parts)
     for table in tables:
         table.register_forward_hook(lambda module, given, made: sizes.append(given[0].shape[0]))
-    sweeping._together(parts)
+    sweeping.together(parts)
     rows = sum(len(part.rows or ()) for part in parts)
     # one, and what an encoder-decoder's decoder begins with; prompts of causal models run apart, once each
     assert sizes.count(rows) == (2 if family == "seq2seq" else 1)
@@ -195,7 +195,7 @@ def test_a_run_that_fails_leaves_the_others_going(tmp_path: Path) -> None:
 
 def test_where_memory_is_short_fewer_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, notes = tiny.backbone("causal"), list[str]()
-    real, tried = sweeping._together, list[int]()
+    real, tried = sweeping.together, list[int]()
 
     def tight(group: Any) -> Any:
         tried.append(len(group))
@@ -207,7 +207,7 @@ def test_where_memory_is_short_fewer_go_together(tmp_path: Path, monkeypatch: py
         def noted(self, text: str) -> None:
             notes.append(text)
 
-    monkeypatch.setattr(sweeping, "_together", tight)
+    monkeypatch.setattr(sweeping, "together", tight)
     found = sweep(several(tmp_path, "tight"), backbone=backbone, listener=lambda run: Notes())
     assert tried[:2] == [3, 2]
     assert set(tried[1:]) == {2}
