@@ -104,8 +104,10 @@ class Sweep:
     def __init__(self, trainings: Sequence[Training], at_once: int | None = None) -> None:
         """Of loaded runs on one backbone."""
         self.trainings, self.at_once = trainings, at_once or len(trainings)
-        for one in trainings if len(trainings) > 1 else ():
-            one.remarks.append(f"trained together with {len(trainings) - 1} other runs: times are its share")
+        others = len(trainings) - 1
+        for one in trainings if others else ():
+            runs = "another run" if others == 1 else f"{others} other runs"
+            one.remarks.append(f"trained together with {runs}: times are its share")
 
     def run(self, *, resume: bool, fresh: bool) -> list[Result]:
         """All of them, to their ends."""

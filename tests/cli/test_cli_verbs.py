@@ -68,6 +68,31 @@ def test_train_takes_seed_out_and_settings(place: Place, tmp_path: Path, here: R
     assert again["metrics"] == found["metrics"]
 
 
+def test_train_takes_several_runs_at_once(place: Place, tmp_path: Path, here: Run) -> None:
+    files = [tmp_path / f"{name}.yaml" for name in ("one", "two")]
+    for seed, file in enumerate(files, start=1):
+        changes = f"seed: {seed}\nout: {tmp_path / file.stem}\ntrain: {{steps: 3}}\n"
+        file.write_text(f"extends: {place.run}\n{changes}", encoding="utf-8")
+    said = here("train", *files, "--json")
+    assert [(run["seed"], run["dir"]) for run in said.json["runs"]] == [
+        (1, str(tmp_path / "one")), (2, str(tmp_path / "two"))
+    ]  # fmt: skip
+    for part in ("one: ept, 530 trained numbers, 3 steps", "two: step 3  accuracy", "best step"):
+        assert part in said.err, said.err
+    assert "trained together with another run" in said.err
+    again = here("train", *files, "--resume", "--json")
+    assert again.json == said.json
+    for words, message in (
+        (("--seed", 3), "--out and --seed belong to a single run; several run files name their own"),
+        (("--set", "out=elsewhere"), "runs 1 and 2 have the same folder elsewhere; give each its own `out`"),
+        ((), "--resume"),
+    ):
+        refused = here("train", *files, *words)
+        assert refused.code == 2
+        assert message in refused.err
+        assert refused.err.count("\n") == 1
+
+
 def test_evaluate_repeats_the_scores_of_the_run(place: Place, tmp_path: Path, here: Run) -> None:
     said = here("evaluate", place.trained, "--predictions", tmp_path / "p.jsonl", "--json")
     found = said.json
