@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import shapes
 from cells import Loop
+from promptuary.backbones.base import Backbone
 from promptuary.data.collate import Row
 from promptuary.listening import Listener
 from promptuary.testing.case import padded
@@ -25,16 +26,17 @@ from promptuary.types import ANSWER, Batch
 class Ours:
     """A run of ours that is asked for its steps one by one.
 
-    `_prepare` and `_step` are what `promptuary.train` calls; nothing is written in between.
+    `prepare` and `step` are what `promptuary.train` calls; nothing is written in between.
     """
 
     def __init__(self, kind: str, model: Any, folder: Path, rows: Sequence[dict[str, str]],
-                 method: dict[str, Any], *, train: dict[str, Any] | None = None, **backbone: Any) -> None:  # fmt: skip
-        """Load rows and settings; nothing runs yet."""
-        held = shapes.hold(kind, model, **backbone)
+                 method: dict[str, Any], *, train: dict[str, Any] | None = None, held: Backbone | None = None,
+                 **backbone: Any) -> None:  # fmt: skip
+        """Load rows and settings; nothing runs yet. `held`: a backbone that another run has already."""
+        held = held or shapes.hold(kind, model, **backbone)
         train = {"batch_size": len(rows), **(train or {})}
         self.training = Training(shapes.run(folder, rows, held, method, **train), Listener(), held)
-        self.training._prepare(resume=False)
+        self.training.prepare(resume=False)
         self.tuned, self.rows = self.training.tuned, self.training.rows["train"]
 
     @property
@@ -49,7 +51,7 @@ class Ours:
 
     def step(self, rows: list[Row] | None = None) -> float:
         """One step over all rows, or over those given; its loss."""
-        return self.training._step(self.rows if rows is None else rows).loss
+        return self.training.step(self.rows if rows is None else rows).loss
 
     def epoch(self) -> None:
         """All batches of one pass, in the order of the run."""

@@ -23,9 +23,15 @@ from promptuary.testing import tiny
 
 LABELS = {"positive": "good", "negative": "bad"}
 TEMPLATE = "{text} {mask}"
-FAMILY = {"gpt2": "causal", "smollm2": "causal", "bert": "masked", "t5": "seq2seq"}
-TITLE = {"gpt2": "GPT-2 (124M)", "smollm2": "SmolLM2-135M", "bert": "BERT-base", "t5": "T5-base"}
-_SPECIALS = {"gpt2": "none", "smollm2": "none", "t5": "end", "bert": "both"}
+FAMILY = {"gpt2": "causal", "smollm2": "causal", "bert": "masked", "t5": "seq2seq", "t5-small": "seq2seq"}
+TITLE = {
+    "gpt2": "GPT-2 (124M)",
+    "smollm2": "SmolLM2-135M",
+    "bert": "BERT-base",
+    "t5": "T5-base",
+    "t5-small": "T5-small",
+}
+_SPECIALS = {"gpt2": "none", "smollm2": "none", "t5": "end", "t5-small": "end", "bert": "both"}
 
 
 def model(kind: str, *, layers: int | None = None, small: bool = False) -> Any:
@@ -34,6 +40,8 @@ def model(kind: str, *, layers: int | None = None, small: bool = False) -> Any:
     width, inner, heads, deep = (32, 64, 4, 2) if small else (768, 3072, 12, 12)
     if kind == "smollm2" and not small:
         width, inner, heads, deep = 576, 1536, 9, 30
+    if kind == "t5-small" and not small:
+        width, inner, heads, deep = 512, 2048, 8, 6
     deep = layers or deep
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -103,7 +111,7 @@ def hold(kind: str, of: Any, **settings: Any) -> Backbone:
 def examples(kind: str, lengths: Sequence[int], seed: int = 0) -> list[dict[str, str]]:
     """Texts of so many tokens as the model reads them, special tokens and mask included."""
     pick = random.Random(seed)
-    fixed = {"gpt2": 0, "smollm2": 0, "t5": 1, "bert": 3}[kind]
+    fixed = {"gpt2": 0, "smollm2": 0, "t5": 1, "t5-small": 1, "bert": 3}[kind]
     return [
         {"text": " ".join(pick.choices(tiny.WORDS, k=length - fixed)), "label": pick.choice(list(LABELS))}
         for length in lengths

@@ -27,6 +27,7 @@ import loops
 import shapes
 from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, replace_rows, show
 from promptuary.data.collate import batches
+from promptuary.sweeping import Part, together
 from promptuary.testing.case import padded
 
 ROWS = RESULTS / "speed.jsonl"
@@ -34,6 +35,7 @@ HAND, PEFT, LORA = "by hand", "PEFT prompt tuning", "PEFT LoRA"
 NARROW = "PEFT LoRA, logits at the answer alone"
 PLAIN, DEFAULT = "ours, switches off", "ours, default"
 OFF = {"share_prefix": False, "narrow_head": False, "kept_mib": 0}
+RUNS, TURNS, TOGETHER = 8, "ours, 8 runs in turn", "ours, 8 runs together"
 STATIC, PADDED = 256, "by hand, padded to 256"
 PROFILES = {"short": (26, 13), "medium": (55, 22), "long": (85, 55)}
 """Mean and standard deviation of lognormal lengths, about those of SST-2, MRPC and RTE in a T5 vocabulary."""
@@ -158,6 +160,25 @@ def behind(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
     }
 
 
+def swept(cell: Cell, model: Any, folder: Path) -> dict[str, Loop]:
+    """A step of each of several runs on one model, one run after the other and all in one batch."""
+    held, method = shapes.hold(cell.kind, shapes.twin(model)), cell.method
+    rows = [shapes.examples(cell.kind, cell.lengths, seed) for seed in range(RUNS)]
+    runs = [
+        loops.Ours(cell.kind, model, folder / f"run-{place}", own, method, held=held) for place, own in enumerate(rows)
+    ]
+    parts = [Part(one.training, one.training.running(resume=False, fresh=False), one.rows) for one in runs]
+
+    def in_turn() -> None:
+        for one in runs:
+            one.step()
+
+    def at_once() -> None:
+        together(parts)
+
+    return {TURNS: Loop(held.model, in_turn), TOGETHER: Loop(held.model, at_once)}
+
+
 def faster(bound: float, slow: str = PEFT) -> Target:
     """Ours at least so many times as fast as the other."""
     return Target(DEFAULT, slow, 1 / bound)
@@ -189,6 +210,7 @@ CELLS = [
     ),
     Cell("GPT-2, prompt behind the text", "gpt2", 4, 128, 20, behind,
          (Target("ours, prompt behind", "ours, prompt in front", 1 / 3),)),
+    Cell("T5-small, eight runs", "t5-small", 2, 32, 20, swept, (Target(TOGETHER, TURNS, 0.7),)),
 ]  # fmt: skip
 
 

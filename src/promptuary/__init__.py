@@ -15,6 +15,7 @@ _PUBLIC = {
     "Run": "promptuary.config",
     "train": "promptuary.training",
     "Result": "promptuary.training",
+    "sweep": "promptuary.sweeping",
     "evaluate": "promptuary.evaluation",
     "load_prompt": "promptuary.checkpoint",
     "save_prompt": "promptuary.checkpoint",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
     from promptuary.serve.engine import Engine
+    from promptuary.sweeping import sweep
     from promptuary.training import Result, train
     from promptuary.tuned import Tuned
     from promptuary.types import Batch, Offset, Prompt
@@ -71,6 +73,7 @@ __all__ = [
     "pull_prompt",
     "push_prompt",
     "save_prompt",
+    "sweep",
     "train",
 ]
 

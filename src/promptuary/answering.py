@@ -13,10 +13,9 @@ import torch
 
 from promptuary.asking import named
 from promptuary.backbones.base import Prompts
-from promptuary.backbones.cache import repeat_kv
 from promptuary.data.collate import Row, collate, pad_choices
 from promptuary.errors import ConfigError
-from promptuary.types import Batch, Candidates, Prediction, Prompt
+from promptuary.types import Batch, Candidates, Prediction
 
 if TYPE_CHECKING:
     from promptuary.tuned import Tuned
@@ -193,18 +192,9 @@ def _batch(chosen: Sequence[Question]) -> tuple[Batch, Prompts, dict[Answerer, l
     if len(rows) == 1:
         return batch, chosen[0].answerer.tuned.prompt(batch), rows
     number = {answerer: n for n, answerer in enumerate(rows)}
-    prompts = [_own(answerer.tuned, batch, mine) for answerer, mine in rows.items()]
+    prompts = [answerer.tuned.prompt_of(batch, mine) for answerer, mine in rows.items()]
     which = torch.tensor([number[one.answerer] for one in chosen], device=backbone.device)
     return replace(batch, prompt_index=which), prompts, rows
-
-
-def _own(tuned: Tuned, batch: Batch, mine: Sequence[int]) -> Prompt:
-    """The prompt of some rows of a batch; where it depends on the text, with a place for each row of the batch."""
-    if tuned.method is None or not tuned.method.depends:
-        return tuned.prompt(batch)
-    at = torch.tensor(mine, device=batch.input_ids.device)
-    place = torch.zeros(len(batch), dtype=torch.long, device=at.device)
-    return repeat_kv(tuned.prompt(batch.rows(at)), place.index_copy(0, at, torch.arange(len(at), device=at.device)))
 
 
 # ---- what they are read with -----------------------------------------------------------------------------------------

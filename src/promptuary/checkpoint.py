@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -208,17 +209,28 @@ def find_local(folder: str | Path) -> Path:
     if not isinstance(folder, str | Path):
         raise FileFormatError(f"expected the path of a prompt folder, got {type(folder).__name__}")
     path = Path(folder)
-    inside = path / "prompt"
     try:
-        for candidate in (path, inside):
-            standing = files.standing(candidate)
-            if os.path.lexists(standing / FACTS):
-                if candidate is inside and standing.is_symlink():
-                    raise FileFormatError(f"{inside} is a link; name the folder that it leads to")
-                return standing
+        for wait in (0.0, 0.002, 0.01, 0.05):
+            # the folder may have been moved aside between two looks at it, by a process that is replacing it
+            time.sleep(wait)
+            found = _standing(path)
+            if found is not None:
+                return found
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
     raise FileFormatError(f"{path} holds no prompt (expected {FACTS} in it or in its folder prompt/)")
+
+
+def _standing(path: Path) -> Path | None:
+    """The prompt folder, or the one in it, as it stands now."""
+    inside = path / "prompt"
+    for candidate in (path, inside):
+        standing = files.standing(candidate)
+        if os.path.lexists(standing / FACTS):
+            if candidate is inside and standing.is_symlink():
+                raise FileFormatError(f"{inside} is a link; name the folder that it leads to")
+            return standing
+    return None
 
 
 def _read(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:

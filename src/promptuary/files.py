@@ -100,8 +100,12 @@ def append_line(path: Path, content: Any) -> None:
     """
     line = to_line(content).encode()
     with _reporting(path, len(line)):
-        _make_folder(path.parent)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        how = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        try:
+            handle = os.open(path, how, 0o666)
+        except FileNotFoundError:
+            _make_folder(path.parent)
+            handle = os.open(path, how, 0o666)
         with open(handle, "rb+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end:

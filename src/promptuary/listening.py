@@ -68,6 +68,12 @@ class Stop:
         if self.signal is not None:
             raise Interrupted("stopped", self.signal)
 
+    def loaded(self) -> None:
+        """From here on somebody polls. A signal that a library underneath swallowed while loading counts now."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.polled = True
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take signals as requests (main thread only). What is ignored, as SIGHUP is under nohup, stays ignored."""

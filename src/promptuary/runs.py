@@ -143,17 +143,17 @@ class RunFolder:
             yield note
         finally:
             self._held = False
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)
             os.close(handle)
 
     def _lock(self, handle: int) -> None:
-        for last in (False, True):
-            try:
+        for _ in range(20):
+            with contextlib.suppress(BlockingIOError):
                 return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if last:
-                    raise self._taken(handle) from None
-                # somebody may only be looking whether the folder is free
-                time.sleep(0.1)
+            # somebody may only be looking whether the folder is free; who writes was met by `check` already
+            time.sleep(0.1)
+        raise self._taken(handle)
 
     def _check_free(self) -> None:
         """Refuse a folder in which a process is writing."""
@@ -171,9 +171,14 @@ class RunFolder:
             os.close(handle)
 
     def _taken(self, handle: int) -> ConfigError:
-        holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+        for _ in range(10):
+            holder = os.pread(handle, 200, 0).decode(errors="replace")
+            if holder:
+                break
+            time.sleep(0.1)  # it has just begun, and says next who it is
         return ConfigError(
-            f"out: {holder} is writing in {self.path}; wait for its end or stop it, or choose another folder"
+            f"out: {holder or 'another process'} is writing in {self.path}; "
+            "wait for its end or stop it, or choose another folder"
         )
 
     def row(self, content: Mapping[str, Any]) -> None:

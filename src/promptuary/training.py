@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from promptuary.training_data import Feed
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
 from promptuary.tuned import Tuned
+
+Steps = Generator[list[Row], tuple[StepResult, float], None]
 
 __all__ = ["Listener", "Result", "Stop", "Training", "seeded", "train"]
 
@@ -84,17 +86,31 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # one process owns the folder; it hears of trouble before anything is loaded
         RunFolder(run.out).check(run, resume=resume, fresh=fresh)
     stop = stop or Stop()
+    with loading(stop):
+        training = Training(run, listener or Listener(), backbone, stop)
+        stop.loaded()
+        return training.run(resume=resume, fresh=fresh)
+
+
+@contextlib.contextmanager
+def loading(stop: Stop) -> Iterator[None]:
+    """Signals are requests from here on; one that comes before `stop.loaded` ends the block at once.
+
+    Raises:
+        Interrupted: then; nothing was written.
+    """
     try:
         with stop.listening():
-            training = Training(run, listener or Listener(), backbone, stop)
-            if stop.signal is not None:  # a library underneath swallowed the interruption
-                raise KeyboardInterrupt
-            stop.polled = True
-            return training.run(resume=resume, fresh=fresh)
+            yield
     except KeyboardInterrupt:
         if stop.signal is None or stop.polled:
             raise
         raise Interrupted("interrupted while loading; nothing was written", stop.signal) from None
+
+
+Running = Generator[list[Row], tuple[StepResult, float], "Result"]
+"""A run that gives the rows of its next step and wants to know what became of them, and which part of the time that
+has passed was its own; it ends with its result."""
 
 
 class Training:
@@ -125,6 +141,7 @@ class Training:
         self.folder = RunFolder(run.out)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
+        self.remarks: list[str] = []
         self._saved = -1
 
     @property
@@ -150,6 +167,22 @@ class Training:
 
     def run(self, *, resume: bool, fresh: bool) -> Result:
         """From opening the folder to result.json."""
+        running = self.running(resume=resume, fresh=fresh)
+        try:
+            rows = next(running)
+            while True:
+                try:
+                    taken = self.step(rows)
+                except BaseException as error:
+                    running.throw(error)
+                    raise
+                rows = running.send((taken, 1.0))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def running(self, *, resume: bool, fresh: bool) -> Running:
+        """The same, with its steps taken by somebody else; what goes wrong there is thrown in here."""
         self.stop.polled = True
         with self.stop.listening():
             self.listener.begun(self)
@@ -162,15 +195,15 @@ class Training:
                 self.processes.wait_for_everyone()
                 done = self._finished() if resume else None
                 if done is None:
-                    self._prepare(resume)
-                    self._train()
+                    self.prepare(resume)
+                    yield from self._train()
                     done = self._finish()
         if self.stop.signal is not None:
             text = f"the run is finished and stands in {self.folder.path}; a stop was asked for at its very end"
             raise Interrupted(text, self.stop.signal)
         return done
 
-    def _prepare(self, resume: bool) -> None:
+    def prepare(self, resume: bool) -> None:
         """Make the solver; continue where a checkpoint stands."""
         settings = self.settings.train
         self.solver = GradientSolver(
@@ -183,16 +216,16 @@ class Training:
         )
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
-        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes()):
+        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes(), *self.remarks):
             self.listener.noted(note)
         self.listener.planned(self.plan())
 
-    def _train(self) -> None:
+    def _train(self) -> Steps:
         """All steps, with the state on disk at the end whatever that end is."""
         try:
             if self._validation_due():
                 self._validate()
-            self._loop()
+            yield from self._loop()
         except Interrupted:
             self._save()
             raise self._stopped() from None
@@ -208,15 +241,15 @@ class Training:
         text = f"stopped at step {self.progress.step} of {self.steps}; the state is saved, continue with --resume"
         return Interrupted(text, self.stop.signal or signal.SIGINT)
 
-    def _loop(self) -> None:
+    def _loop(self) -> Steps:
         """Steps until the end, or until validation stops getting better."""
         progress, added = self.progress, self.feed.added
         while progress.step < self.steps and not self._exhausted():
             began = time.perf_counter()
             self.guard.before_step()
             rows = self.feed.at(progress.step)
-            taken = self._step(rows)
-            elapsed = time.perf_counter() - began
+            taken, share = yield rows
+            elapsed = (time.perf_counter() - began) * share
             progress.took(elapsed)
             row = {
                 "step": progress.step,
@@ -237,7 +270,7 @@ class Training:
             if progress.step % self.save_every == 0:
                 self._save()
 
-    def _step(self, rows: Sequence[Row]) -> StepResult:
+    def step(self, rows: Sequence[Row]) -> StepResult:
         """One optimiser step; in smaller parts of the same rows, as often as memory asks for that."""
         mine = rows[self.processes.process_index :: self.processes.num_processes]
         while True:
@@ -273,7 +306,7 @@ class Training:
             chance(self.backbone.device, self.settings.seed, 5, *place),
             self.backbone.dropping(),
             self.backbone.recomputing(self.recompute),
-            self._precision(),
+            self.precision(),
         ):
             return self.solver.step(
                 self.tuned, [self.tuned.batch(part) for part in parts], weight,
@@ -392,7 +425,8 @@ class Training:
     def _reduce(self, tensor: Tensor) -> Tensor:
         return tensor if self.processes.num_processes == 1 else all_reduce(tensor, "sum")
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast, if the settings ask for it."""
         on = self.settings.train.mixed_precision == "bf16"
         return torch.autocast(self.backbone.device.type, dtype=torch.bfloat16, enabled=on)
 

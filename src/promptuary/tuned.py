@@ -17,6 +17,7 @@ from promptuary.answering import Answerer, Question, check_lengths, predictions
 from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
+from promptuary.backbones.cache import repeat_kv
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Group, Method
@@ -196,6 +197,15 @@ class Tuned(nn.Module):
         # prompt tensors stay in float32 whatever precision the model runs in
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             return self.method.prompt(view)
+
+    def prompt_of(self, batch: Batch, rows: Sequence[int]) -> Prompt:
+        """The prompt of some rows of a batch; if it depends on the text, with a place for each row of the batch."""
+        if self.method is None or not self.method.needs:
+            return self.prompt(batch)
+        at = torch.tensor(rows, device=batch.input_ids.device)
+        place = torch.zeros(len(batch), dtype=torch.long, device=at.device)
+        own = torch.arange(len(at), device=at.device)
+        return repeat_kv(self.prompt(batch.rows(at)), place.index_copy(0, at, own))
 
     def scores(self, batch: Batch) -> Tensor:
         """What the task reads: [b, c] for words, [b, outputs] for a head."""

@@ -163,6 +163,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
+        if self.input_ids.device == device:
+            return self
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor | Candidates):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 from tokenizers import AddedToken
 
@@ -63,6 +66,31 @@ def test_train_takes_seed_out_and_settings(place: Place, tmp_path: Path, here: R
     assert here(*words).code == 2
     again = here(*words, "--fresh", "--json").json
     assert again["metrics"] == found["metrics"]
+
+
+def test_train_takes_several_runs_at_once(place: Place, tmp_path: Path, here: Run) -> None:
+    files = [tmp_path / f"{name}.yaml" for name in ("one", "two")]
+    for seed, file in enumerate(files, start=1):
+        changes = f"seed: {seed}\nout: {tmp_path / file.stem}\ntrain: {{steps: 3}}\n"
+        file.write_text(f"extends: {place.run}\n{changes}", encoding="utf-8")
+    said = here("train", *files, "--json")
+    assert [(run["seed"], run["dir"]) for run in said.json["runs"]] == [
+        (1, str(tmp_path / "one")), (2, str(tmp_path / "two"))
+    ]  # fmt: skip
+    for part in ("one: ept, 530 trained numbers, 3 steps", "two: step 3  accuracy", "best step"):
+        assert part in said.err, said.err
+    assert "trained together with another run" in said.err
+    again = here("train", *files, "--resume", "--json")
+    assert again.json == said.json
+    for words, message in (
+        (("--seed", 3), "--out and --seed belong to a single run; several run files name their own"),
+        (("--set", "out=elsewhere"), "runs 1 and 2 have the same folder elsewhere; give each its own `out`"),
+        ((), "--resume"),
+    ):
+        refused = here("train", *files, *words)
+        assert refused.code == 2
+        assert message in refused.err
+        assert refused.err.count("\n") == 1
 
 
 def test_evaluate_repeats_the_scores_of_the_run(place: Place, tmp_path: Path, here: Run) -> None:
@@ -172,6 +200,39 @@ def test_doctor_knows_what_is_there_and_how_to_add_the_rest(monkeypatch: pytest.
     assert missing["install"] in said.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "through_onednn", "fast", "line"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True, True, "fast on cpu"),
+        ({"avx512_bf16": False, "amx_bf16": True}, True, True, "fast on cpu"),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, True, False, "only emulated .* on cpu"),
+        ({"bf16": True, "neon": True}, True, True, "fast on cpu"),
+        ({"bf16": True, "neon": True}, False, False, "only emulated .* on cpu"),
+        ({"architecture": "s390x"}, True, None, "unknown on cpu"),
+    ],
+)
+def test_doctor_says_whether_bfloat16_is_fast_on_a_processor(
+    flags: dict[str, Any],
+    through_onednn: bool,
+    fast: bool | None,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    here: Run,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: through_onednn)
+    said = here("doctor", "--json")
+    assert said.json["bfloat16"]["cpu"] is fast
+    assert len(re.findall(f"^.*bfloat16.*{line}.*$", said.err, re.MULTILINE)) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what its processor has")
+def test_doctor_says_of_this_processor_what_the_system_says(here: Run) -> None:
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    native = bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+    assert here("doctor", "--json").json["bfloat16"]["cpu"] is (native and torch.backends.mkldnn.is_available())
+
+
 def test_doctor_survives_a_machine_without_torch_and_linux(monkeypatch: pytest.MonkeyPatch, here: Run) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(doctor, "Path", lambda name: Path("/nowhere"))
@@ -179,7 +240,7 @@ def test_doctor_survives_a_machine_without_torch_and_linux(monkeypatch: pytest.M
     said = here("doctor", "--json")
     assert said.code == 0
     assert "torch does not load" in said.json["problem"]
-    assert said.json["bf16_on_cpu"] is None
+    assert said.json["bfloat16"] == {}
 
 
 def test_doctor_knows_every_extra_and_core_package_of_the_project() -> None:

@@ -237,10 +237,12 @@ def read_while_written(where: Path, seconds: float, made: list[Tuned]) -> dict[s
 
     process = child(save)
     reads, seen, end = 0, set(), time.monotonic() + seconds
-    while time.monotonic() < end:
-        seen.add(number_in(path, made[0]))
-        reads += 1
-    kill(process)
+    try:
+        while time.monotonic() < end:
+            seen.add(number_in(path, made[0]))
+            reads += 1
+    finally:
+        kill(process)
     return {"reads": reads, "seen": sorted(map(str, seen))}
 
 

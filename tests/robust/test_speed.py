@@ -19,7 +19,8 @@ import speed
 import speed_page
 
 ONE_OF_EACH = ["GPT-2, l=100", "BERT, l=20", "T5, l=100, texts short", "T5, dropout", "GPT-2, bfloat16",
-               "GPT-2, checkpointing", "GPT-2, prompt behind the text"]  # fmt: skip
+               "GPT-2, checkpointing", "GPT-2, prompt behind the text",
+               "T5-small, eight runs"]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -52,7 +52,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "data": (training, "load"),
     "encoding": (training, "Feed"),
     "model": (training, "open_backbone"),
-    "training": (training.Training, "_step"),
+    "training": (training.Training, "step"),
     "evaluation": (training, "evaluate"),
     "save": (RunFolder, "save_state"),
     "finish": (checkpoint, "save_prompt"),

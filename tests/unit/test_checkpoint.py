@@ -157,6 +157,22 @@ def test_the_run_folder_around_a_prompt_is_as_good(tmp_path: Path, saved: Path) 
     assert load_prompt(tmp_path, tiny.backbone("masked")).predict(["a cat"])
 
 
+def test_a_prompt_that_moves_aside_between_two_looks_is_found(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process does that replaces it where two names cannot be swapped in one step."""
+    aside, looked = saved.with_name(f".old-{saved.name}-1-00000000"), list[Path]()
+
+    def moving(path: Path) -> Path:
+        looked.append(path)
+        if len(looked) == 1:
+            saved.rename(aside)
+            return path
+        return look(path)
+
+    look = files.standing
+    monkeypatch.setattr(files, "standing", moving)
+    assert find_prompt(saved) == aside
+
+
 def test_a_base_is_loaded_by_name_or_from_elsewhere(tmp_path: Path) -> None:
     kept = tiny.save(tmp_path / "base", "bert")
     save_prompt(tuned(tmp_path), tmp_path / "p")

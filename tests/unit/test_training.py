@@ -190,6 +190,40 @@ def test_every_example_is_seen_once_per_epoch(bucket: bool, tmp_path: Path) -> N
     assert [row.index for row in training.feed.at(4)] == orders[1][4:8]
 
 
+def test_texts_of_similar_length_come_together_unless_switched_off(tmp_path: Path) -> None:
+    orders = []
+    for settings in ({}, {"bucket": True}, {"bucket": False}):
+        training = Training(toy.run(tmp_path, batch_size=4, **settings), Listener(), tiny.backbone("causal"))
+        orders.append([[row.index for row in training.feed.at(step)] for step in range(3)])
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_the_frozen_model_is_in_eval_mode_in_training_unless_asked(kind: str, tmp_path: Path) -> None:
+    for dropout in (False, True):
+        backbone, modes, losses = tiny.backbone(kind, dropout=dropout), set[bool](), list[float]()
+        drops = [part for part in backbone.model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+        assert drops
+        handles = [
+            part.register_forward_hook(lambda drop, *_: modes.add(drop.training) if torch.is_grad_enabled() else None)  # noqa: B023
+            for part in drops
+        ]
+        training = Training(toy.run(tmp_path, family=kind, name=f"run-{dropout}"), Listener(), backbone)
+        training.tuned.train(True)
+        batch = training.tuned.batch(training.feed.at(0))
+        modes.clear()
+        with backbone.dropping():
+            losses += [float(training.tuned.loss(batch).total.detach()) for _ in range(2)]
+        assert (losses[0] == losses[1]) is not dropout
+        training.run(resume=False, fresh=False)
+        assert modes == {dropout}
+        assert not any(part.training for part in backbone.model.modules())
+        training.tuned.train(True)
+        assert float(training.tuned.loss(batch).total.detach()) == float(training.tuned.loss(batch).total.detach())
+        for handle in handles:
+            handle.remove()
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0.25, 2])
 def test_warm_up_is_counted_in_steps_or_as_a_part(schedule: str, warmup: float, tmp_path: Path) -> None:

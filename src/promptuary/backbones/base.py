@@ -116,6 +116,9 @@ class Backbone(abc.ABC):
         # without a token of its own, padding is the end token, as in transformers: never an ordinary token
         fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad = next(int(token) for token in fillers if token is not None)
+        # what the model itself takes for padding; settings of transformers are dear to read, and this is in every step
+        own = model.config.to_dict().get("pad_token_id")
+        self.filler = self.pad if own is None else int(own)
         self.text = TextCoder(tokenizer, self.answer_at)
         self.prefix, self.suffix = self.text.prefix, self.text.suffix
         # everything that can be refused is refused before the model is touched
@@ -285,12 +288,11 @@ class Backbone(abc.ABC):
                     f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have"
                 )
         first = torch.tensor(self.prefix[:1], dtype=torch.long, device=batch.input_ids.device)
-        pad = self.model.config.to_dict().get("pad_token_id")
         return place(
             batch,
             several,
             vocabulary=self.wiring.vocabulary,
-            pad=self.pad if pad is None else int(pad),
+            pad=self.filler,
             first_ids=first,
             side=side,
             **options,
@@ -390,7 +392,7 @@ class Backbone(abc.ABC):
         states, mask = self.hidden(batch, prompts), batch.attention_mask.bool()
         how = self.pooling if self.config.pooling == "auto" else self.config.pooling
         if how == "mean":
-            weight = mask.to(states.dtype)[..., None]
+            weight = mask.float()[..., None]  # a mean of short numbers is taken in float32
             return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
         ends = {"first": mask.long().argmax(1), "last": (mask.long().cumsum(1) * mask).argmax(1)}
         if how == "answer" and ANSWER not in batch.slots:

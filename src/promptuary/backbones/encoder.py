@@ -49,27 +49,30 @@ class Encoder(Backbone):
     def prototypes(self, candidates: Candidates) -> Float[Tensor, "*b c h"]:
         """Unit vectors of the answers as texts of their own, without a prompt; each is computed once and kept."""
         ids, mask = candidates.ids.flatten(0, -2), candidates.mask.flatten(0, -2)
-        stamp, known = stamp_of(self.model), dict[tuple[int, ...], Tensor | None]()
+        stamp, known = stamp_of(self.model), dict[tuple[int, ...], Tensor]()
         answers = [
             tuple(word for word, real in zip(*row, strict=True) if real)
             for row in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
         for answer in dict.fromkeys(answers):
             found = self.kept.get((answer, stamp))
-            known[answer] = None if found is None else found[0][0]
-        missing = [answer for answer, vector in known.items() if vector is None]
-        for answer, vector in zip(missing, self._embed(missing) if missing else (), strict=True):
-            known[answer] = own = vector.clone()  # not a view, which would keep all the others too
-            self.kept.put((answer, stamp), [(own,)])
-        vectors = [vector for vector in map(known.__getitem__, answers) if vector is not None]
-        return torch.stack(vectors).view(*candidates.ids.shape[:-1], -1)
+            if found is None:
+                found = [(self._embed(answer),)]
+                self.kept.put((answer, stamp), found)
+            known[answer] = found[0][0]
+        return torch.stack([known[answer] for answer in answers]).view(*candidates.ids.shape[:-1], -1)
 
     @torch.no_grad()
-    def _embed(self, answers: Sequence[tuple[int, ...]]) -> Float[Tensor, "n h"]:
-        full = [[*self.prefix, *answer, *self.suffix] for answer in answers]
-        width = max(1, *map(len, full))
-        ids = [[*row, *[self.pad] * (width - len(row))] for row in full]
-        mask = [[1] * len(row) + [0] * (width - len(row)) for row in full]
-        batch_ids, batch_mask = (torch.tensor(part, device=self.device) for part in (ids, mask))
-        batch = Batch(batch_ids, batch_mask, torch.arange(len(full), device=self.device))
-        return torch.nn.functional.normalize(self.pooled(batch, Prompt()).float(), dim=-1)
+    def _embed(self, answer: Sequence[int]) -> Float[Tensor, " h"]:
+        """By itself, so that no other answer has a say in its last digit, and without the model's dropout."""
+        ids = torch.tensor([[*self.prefix, *answer, *self.suffix]], dtype=torch.long, device=self.device)
+        mask, index = torch.ones_like(ids), torch.zeros(1, dtype=torch.long, device=self.device)
+        if ids.numel() == 0:  # no answer, and a tokenizer without special tokens
+            ids, mask = torch.full((1, 1), self.pad, device=self.device), torch.zeros_like(index[None])
+        drops = self.model.training
+        self.model.train(False)
+        try:
+            pooled = self.pooled(Batch(ids, mask, index), Prompt())
+        finally:
+            self.model.train(drops)
+        return torch.nn.functional.normalize(pooled[0].float(), dim=-1)

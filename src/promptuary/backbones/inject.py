@@ -182,8 +182,10 @@ class Wiring:
             if active is None or active.bank is None:
                 return run(input_ids, *args, **kwargs)
             bank = active.bank
-            code = torch.div(input_ids, bank.stride, rounding_mode="floor")
-            ids = input_ids - code * bank.stride
+            ids = input_ids
+            if bank.offsets is not None:  # without a table, no id carries a code
+                code = torch.div(input_ids, bank.stride, rounding_mode="floor")
+                ids = input_ids - code * bank.stride
             is_prompt = ids >= bank.vocabulary
             embedded = run(ids.masked_fill(is_prompt, 0), *args, **kwargs)
             exact = embedded

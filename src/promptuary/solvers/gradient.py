@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from promptuary.solvers.base import Batches, Learner, Reduce, StepResult, Trained
+from promptuary.types import Losses
 
 
 class GradientSolver:
@@ -54,6 +55,8 @@ class GradientSolver:
         shape = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[schedule]
         self.schedule = transformers.get_scheduler(shape, self.optimizer, warmup, steps)
         self.clip = clip
+        self._memory: dict[tuple[int, str], Tensor] = {}
+        self.begin()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -82,47 +85,72 @@ class GradientSolver:
             The loss of the whole batch. If it, a gradient or what the step makes of a tensor is not finite, no tensor
             is changed. The schedule moves on either way: a rate belongs to a step of the run, whatever became of it.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        device = self.parameters[0].device
-        loss, parts = torch.zeros((), device=device), dict[str, float]()
+        self.begin()
         for batch in batches:
             if check is not None:
                 check()
-            share = learner.weight(batch) / total_weight
-            losses = learner.loss(batch)
-            (losses.total * share).backward()
-            loss += losses.total.detach().float() * share
-            for name, value in losses.parts.items():
-                parts[name] = parts.get(name, 0.0) + value * share
+            self.share(learner.loss(batch), learner.weight(batch) / total_weight).backward()
+        return self.update(reduce)
+
+    def begin(self) -> None:
+        """Forget gradients and what was noted of a step; `share` for each part and `update` make a whole one."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss, self._parts = torch.zeros((), device=self.parameters[0].device), dict[str, float]()
+
+    def share(self, losses: Losses, share: float) -> Tensor:
+        """Note a part of the batch.
+
+        Args:
+            losses: of the part.
+            share: its weight, as a part of the whole batch's.
+
+        Returns:
+            What the caller has to run backward, before the next part or later.
+        """
+        part = losses.total * share
+        self._loss += part.detach().float()
+        for name, value in losses.parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value * share
+        return part
+
+    def update(self, reduce: Reduce | None = None) -> StepResult:
+        """Clip the gradients and step, if all is finite; see `step`."""
+        gradients, loss = list[Tensor](), self._loss
         for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if reduce is not None:
-                parameter.grad = reduce(parameter.grad)
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = gradient if reduce is None else reduce(gradient)
+            gradients.append(parameter.grad)
         if reduce is not None:
             loss = reduce(loss)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
-        value = float(loss)
+        total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
+        # one wait for the device, not two
+        value, norm = torch.stack([loss, total.to(loss.dtype)]).tolist()
         if not math.isfinite(value):
             fault: Literal["loss", "gradient", "update"] | None = "loss"
         elif not math.isfinite(norm):
             fault = "gradient"
         else:
+            if norm > self.clip:
+                for gradient in gradients:
+                    gradient.mul_(self.clip / (norm + 1e-6))
             fault = None if self._update() else "update"
         self.seek(self.schedule.last_epoch + 1)
-        return StepResult(value, norm, parts, fault)
+        return StepResult(value, norm, self._parts, fault)
 
     def _update(self) -> bool:
         """Let the optimiser step; put everything back if a tensor is not finite afterwards, or it fails half-way."""
-        before = [parameter.detach().clone() for parameter in self.parameters]
+        before = [self._copy((name, ""), value) for name, value in enumerate(self.parameters)]
         slots = {
-            parameter: {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-            for parameter, state in self.optimizer.state.items()
+            parameter: {
+                key: self._copy((name, key), value) if isinstance(value, Tensor) else value
+                for key, value in self.optimizer.state.get(parameter, {}).items()
+            }
+            for name, parameter in enumerate(self.parameters)
         }
         taken = False
         try:
             self.optimizer.step()
-            taken = bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all())
+            taken = all(bool(parameter.isfinite().all()) for parameter in self.parameters)
         except RuntimeError as error:
             # a rate beyond the range of float32
             if "without overflow" not in str(error):
@@ -133,8 +161,15 @@ class GradientSolver:
                     for parameter, value in zip(self.parameters, before, strict=True):
                         parameter.copy_(value)
                 self.optimizer.state.clear()
-                self.optimizer.state.update(slots)
+                self.optimizer.state.update({parameter: own for parameter, own in slots.items() if own})
+                self._memory.clear()  # the optimiser has the copies now
         return taken
+
+    def _copy(self, name: tuple[int, str], value: Tensor) -> Tensor:
+        """A copy, in memory that the next step uses again: to get new memory takes longer than to copy."""
+        if name not in self._memory:
+            self._memory[name] = torch.empty_like(value)
+        return self._memory[name].copy_(value.detach())
 
     def seek(self, step: int) -> None:
         """Set the rates to those of a place in the schedule, in steps of the run."""

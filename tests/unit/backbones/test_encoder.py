@@ -56,6 +56,18 @@ def test_answers_with_the_same_ids_and_other_masks_are_other_answers() -> None:
     assert torch.equal(long, fresh)
 
 
+def test_a_prototype_depends_on_its_answer_alone() -> None:
+    """Bit for bit: not on the answers beside it, nor on dropout that is at work when it is first asked for."""
+    ids = torch.tensor([[7, 8, 9], [10, 0, 0], [11, 12, 0]])
+    mask = ids > 0
+    wanted = tiny.backbone("minilm").prototypes(Candidates(ids, mask))
+    other = tiny.backbone("minilm", dropout=True)
+    with other.dropping():
+        alone = [other.prototypes(Candidates(ids[row : row + 1], mask[row : row + 1])) for row in (2, 0, 1)]
+        assert other.model.training
+    assert torch.equal(torch.cat(alone), wanted[[2, 0, 1]])
+
+
 def test_each_row_with_its_own_answers() -> None:
     backbone = tiny.backbone("minilm")
     given, prompt = by_hand.texts(backbone), Prompt(by_hand.rows(3))
