@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ept": {},
     "ept with a gate that reads the text": {"name": "ept", "gate_input": "text", "fusion_dim": 2},
     "lamp": {},
+    "prefix": {},
 }
 PLAIN = {"train.bucket": False}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ CELLS = [
     for setting in SETTINGS
     # the two additions to the catalogue's 4 x 5 meet each other, and prompt tuning meets everything
     if (" " not in method and setting != "everything")
-    or (method not in ("dept", "ept", "lamp") and setting == "everything")
+    or (method not in ("dept", "ept", "lamp", "prefix") and setting == "everything")
 ]
 
 
@@ -150,6 +151,29 @@ def test_a_run_stopped_three_times_is_the_unbroken_one_bit_for_bit(
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
     assert len(log_of(tmp_path / "whole")) == STEPS
     assert resumed.metrics == whole.metrics
+    written = [folder / "prompt" / "prompt.safetensors" for folder in (whole.dir, resumed.dir)]
+    assert written[0].read_bytes() == written[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "changes"),
+    [("causal", "classify_words", ["method.placement=end"]), ("encoder", "choose", [])],
+    ids=["texts before their prompt", "prototypes"],
+)
+@pytest.mark.parametrize("step", [4, 7, 11])
+def test_what_a_model_keeps_has_no_say_in_how_a_run_goes_on(
+    family: str, task: str, changes: list[str], step: int, tmp_path: Path
+) -> None:
+    """A process that continues in the third epoch has nothing kept of the first two."""
+
+    def run(name: str) -> Run:
+        return toy.run(tmp_path, *changes, family=family, task=task, name=name, steps=14)
+
+    whole = train(run("whole"), backbone=tiny.backbone(family))
+    stop = StopIn(step, 1)
+    with pytest.raises(Interrupted):
+        train(run("broken"), listener=Keeping(stop), stop=stop, backbone=tiny.backbone(family))
+    resumed = train(run("broken"), resume=True, backbone=tiny.backbone(family))
     written = [folder / "prompt" / "prompt.safetensors" for folder in (whole.dir, resumed.dir)]
     assert written[0].read_bytes() == written[1].read_bytes()
 

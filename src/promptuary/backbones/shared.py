@@ -182,23 +182,27 @@ class Body:
             for (key, owner), length, first in zip(beginning.keys, cut, beginning.first.tolist(), strict=False)
         ]
         missing = [n for n, length in enumerate(cut) if length and not (rows and rows[n])]
-        keys = None
-        if missing:
-            at = torch.tensor(missing, device=device)
-            lead = _before(placed.rows(beginning.first[at]), beginning.cut[at])
-            with torch.no_grad() if beginning.frozen else contextlib.nullcontext():
-                keys = tight(self._shared(lead, beginning.cut[at] - 1, keep=True)[2])
         if not beginning.keys:
-            assert keys is not None
+            at = torch.tensor(missing, device=device)
+            keys = self._keys(placed, beginning, at)
             place = torch.zeros_like(beginning.cut).index_copy(0, at, torch.arange(len(at), device=device))
             mask = keys.mask[place] * (beginning.cut > 0)[:, None]
             return Prefix(keys.layers, mask[beginning.groups], place[beginning.groups])
-        for order, number in enumerate(missing):
-            assert keys is not None
-            rows[number] = row = keys.row(order)
-            key, owner = beginning.keys[number]
-            self.kept.put(key, row, owner, push=not beginning.frozen)
+        # texts run one by one: which others are missing in a batch depends on what a run has seen since it began or was
+        # resumed, and must have no say in the last digit
+        for numbers in [[number] for number in missing] if beginning.frozen else [missing] if missing else []:
+            keys = self._keys(placed, beginning, torch.tensor(numbers, device=device))
+            for order, number in enumerate(numbers):
+                rows[number] = row = keys.row(order)
+                key, owner = beginning.keys[number]
+                self.kept.put(key, row, owner, push=not beginning.frozen)
         return stacked([row or () for row in rows], beginning.groups)
+
+    def _keys(self, placed: Placed, beginning: Beginning, at: Int[Tensor, " n"]) -> Prefix:
+        """Keys and values of some beginnings, from a pass over them."""
+        lead = _before(placed.rows(beginning.first[at]), beginning.cut[at])
+        with torch.no_grad() if beginning.frozen else contextlib.nullcontext():
+            return tight(self._shared(lead, beginning.cut[at] - 1, keep=True)[2])
 
     @staticmethod
     def _nothing(placed: Placed, row: int) -> Row:
