@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from promptuary.asking import named
-from promptuary.backbones.base import Prompts
 from promptuary.data.collate import Row, collate, pad_choices
 from promptuary.errors import ConfigError
+from promptuary.passes import outputs, placed
 from promptuary.types import Batch, Candidates, Prediction
 
 if TYPE_CHECKING:
@@ -181,20 +181,14 @@ def _batches(
             start += count
 
 
-def _batch(chosen: Sequence[Question]) -> tuple[Batch, Prompts, dict[Answerer, list[int]]]:
-    """One batch, the prompts of its rows, and the rows of each."""
+def _batch(chosen: Sequence[Question]) -> tuple[Batch, dict[Answerer, list[int]]]:
+    """One batch, and the rows of each prompt."""
     backbone = chosen[0].answerer.tuned.backbone
     bare = [Row(one.row.encoded, one.row.index) for one in chosen]
-    batch = collate(bare, backbone.pad, segments=backbone.uses_segments).to(backbone.device)
     rows: dict[Answerer, list[int]] = {}
     for place, one in enumerate(chosen):
         rows.setdefault(one.answerer, []).append(place)
-    if len(rows) == 1:
-        return batch, chosen[0].answerer.tuned.prompt(batch), rows
-    number = {answerer: n for n, answerer in enumerate(rows)}
-    prompts = [answerer.tuned.prompt_of(batch, mine) for answerer, mine in rows.items()]
-    which = torch.tensor([number[one.answerer] for one in chosen], device=backbone.device)
-    return replace(batch, prompt_index=which), prompts, rows
+    return collate(bare, backbone.pad, segments=backbone.uses_segments).to(backbone.device), rows
 
 
 # ---- what they are read with -----------------------------------------------------------------------------------------
@@ -202,20 +196,16 @@ def _batch(chosen: Sequence[Question]) -> tuple[Batch, Prompts, dict[Answerer, l
 
 def _scores(chosen: Sequence[Question]) -> list[list[float]]:
     """What each task reads: a score per label or choice, or the numbers of its head."""
-    batch, prompts, rows = _batch(chosen)
-    backbone = chosen[0].answerer.tuned.backbone
-    if chosen[0].answerer.tuned.head is not None:
-        pooled = backbone.pooled(batch, prompts).float()
-        found: list[list[float]] = [[] for _ in chosen]
-        for answerer, mine in rows.items():
-            assert answerer.tuned.head is not None
-            own = pooled if len(rows) == 1 else pooled[torch.tensor(mine, device=pooled.device)]
-            for place, numbers in zip(mine, answerer.tuned.head(own).float().tolist(), strict=True):
-                found[place] = numbers
-        return found
+    batch, rows = _batch(chosen)
     answers = [one.answerer.tuned.asking.answers(one.row) for one in chosen]
-    scores = backbone.score(batch, prompts, _candidates(chosen, answers).to(backbone.device)).float().tolist()
-    return [own[: len(words)] for own, words in zip(scores, answers, strict=True)]
+    if chosen[0].answerer.tuned.task.reading == "words":
+        batch = replace(batch, candidates=_candidates(chosen, answers).to(batch.input_ids.device))
+    said = outputs(batch, [(answerer.tuned, mine) for answerer, mine in rows.items()])
+    found: list[list[float]] = [[] for _ in chosen]
+    for (answerer, mine), own in zip(rows.items(), said, strict=True):
+        for place, numbers in zip(mine, answerer.tuned.decided(own).float().tolist(), strict=True):
+            found[place] = numbers[: len(answers[place])] if answers[place] else numbers
+    return found
 
 
 def _candidates(chosen: Sequence[Question], answers: Sequence[Sequence[Sequence[int]]]) -> Candidates:
@@ -226,7 +216,8 @@ def _candidates(chosen: Sequence[Question], answers: Sequence[Sequence[Sequence[
 
 
 def _write(chosen: Sequence[Question], limit: int, **options: Any) -> list[str]:
-    batch, prompts, _ = _batch(chosen)
+    batch, rows = _batch(chosen)
+    batch, prompts, _ = placed(batch, [(answerer.tuned, mine) for answerer, mine in rows.items()])
     backbone = chosen[0].answerer.tuned.backbone
     written = backbone.generate(batch, prompts, max_new_tokens=limit, **options)
     decoded: list[str] = backbone.tokenizer.batch_decode(written, skip_special_tokens=True)

@@ -10,11 +10,10 @@ import math
 import os
 import signal
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from promptuary import memory
 from promptuary.backbones.base import Backbone
@@ -23,6 +22,7 @@ from promptuary.config import Run
 from promptuary.data.collate import Row
 from promptuary.errors import ConfigError, Interrupted, PromptuaryError
 from promptuary.listening import Listener, Stop
+from promptuary.passes import outputs
 from promptuary.runs import RunFolder
 from promptuary.solvers.base import StepResult
 from promptuary.training import Result, Running, Training, loading
@@ -192,6 +192,7 @@ def together(group: Sequence[Part]) -> list[StepResult]:
     for part in group:
         training, rows = part.training, part.rows or []
         training.tuned.train(True)
+        training.tuned.moment = training.settings.seed, training.progress.step
         training.solver.begin()
         pieces.append(training.feed.parts(rows, training.progress.micro_batch))
         weights.append(training.feed.weight(rows))
@@ -211,27 +212,12 @@ def together(group: Sequence[Part]) -> list[StepResult]:
 
 def _losses(trainings: Sequence[Training], several: Sequence[Sequence[Row]]) -> Iterator[tuple[Losses, int]]:
     """Mean loss of the rows of each run, and what it is taken over, from one pass over all of them."""
-    first = trainings[0].tuned
-    backbone, task = first.backbone, first.task
-    whole = first.batch([row for rows in several for row in rows])
-    places = list(torch.arange(len(whole)).split([len(rows) for rows in several]))
-    prompts = [one.tuned.prompt_of(whole, at.tolist()) for one, at in zip(trainings, places, strict=True)]
-    which = torch.cat([torch.full_like(at, number) for number, at in enumerate(places)])
-    mixed = replace(whole, prompt_index=which.to(whole.index.device))
-    outputs: Tensor
-    if task.reading == "text":
-        outputs = backbone.answer_losses(mixed, prompts)
-    elif task.reading == "head":
-        outputs = backbone.pooled(mixed, prompts).float()
-    else:
-        words = mixed.candidates if mixed.candidates is not None else first.asking.words
-        assert words is not None
-        outputs = backbone.score(mixed, prompts, words)
-    for training, at in zip(trainings, places, strict=True):
-        tuned, rows = training.tuned, at.to(outputs.device)
-        own = outputs[rows] if tuned.head is None else tuned.head(outputs[rows])
-        batch = whole.rows(rows)
-        yield tuned.losses(own, batch), tuned.weight(batch)
+    whole = trainings[0].tuned.batch([row for rows in several for row in rows])
+    places = torch.arange(len(whole)).split([len(rows) for rows in several])
+    shares = [(one.tuned, at.tolist()) for one, at in zip(trainings, places, strict=True)]
+    for (tuned, _), at, said in zip(shares, places, outputs(whole, shares), strict=True):
+        batch = whole.rows(at.to(whole.index.device))
+        yield tuned.losses(said, batch), tuned.weight(batch)
 
 
 def _check(runs: Sequence[Run], at_once: int | None) -> None:

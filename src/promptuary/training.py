@@ -301,6 +301,7 @@ class Training:
     def _pass(self, parts: Sequence[Sequence[Row]], weight: float) -> StepResult:
         """Forward and backward over the parts, and the update."""
         self.tuned.train(True)
+        self.tuned.moment = self.settings.seed, self.progress.step
         place = (self.progress.step, self.processes.process_index)
         with (
             chance(self.backbone.device, self.settings.seed, 5, *place),

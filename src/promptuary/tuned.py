@@ -17,14 +17,15 @@ from promptuary.answering import Answerer, Question, check_lengths, predictions
 from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
-from promptuary.backbones.cache import repeat_kv
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Group, Method
+from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Starting
+from promptuary.seeds import Chance
 from promptuary.tasks.base import Task
-from promptuary.types import Batch, Losses, Prediction, Prompt, View
+from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
 
 
 class Tuned(nn.Module):
@@ -59,7 +60,14 @@ class Tuned(nn.Module):
             nn.init.zeros_(self.head.bias)
         if method is not None:
             method.to(backbone.device)
+        self.moment: tuple[int, int] | None = None
+        """Seed and step of the run, which noise in training is drawn from."""
         self._folded: tuple[Prompt, Hashable] | None = None
+        if task is not None and method is not None and method.own_scores and task.reading != "words":
+            raise ConfigError(
+                f"method {method.name} reads answers by itself, from label words; use task.reading: words, and no task "
+                "that writes"
+            )
         self.train(False)
 
     @property
@@ -94,7 +102,7 @@ class Tuned(nn.Module):
         """Training keeps the prompt live; evaluation folds it once. The backbone's own mode is never touched."""
         self.training = mode
         before, stamp = self._folded, self._stamp()
-        if mode or self.method is None or self.method.needs:
+        if mode or self.method is None or self.method.depends:
             self._folded = None
             return self
         folded = self.method.fold()
@@ -181,40 +189,64 @@ class Tuned(nn.Module):
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What of the model's outputs is looked at, see `Method.reads`."""
+        return frozenset({"scores"}) if self.method is None else self.method.reads
+
     def prompt(self, batch: Batch) -> Prompt:
         """The prompt for this batch: live in training, folded in evaluation where that is legal."""
+        return self.made(self.view(batch))
+
+    def view(self, batch: Batch) -> View:
+        """What the method asked to see of a batch, as far as that matters now."""
+        method = self.method
+        if method is None or not (self.training or method.depends or "view" in method.reads):
+            return View()
+        needs, backbone, mask = method.needs, self.backbone, batch.attention_mask.bool()
+        chance = None if self.moment is None or not self.training else Chance(*self.moment, batch.index)
+        if not needs:
+            return View(chance=chance)
+        return View(
+            mask=mask,
+            content=backbone.content(batch) if "content" in needs else None,
+            ids=batch.input_ids if "ids" in needs else None,
+            embeddings=backbone.embeddings(batch) if "embeddings" in needs else None,
+            states=backbone.bare(batch, "states").float() if "states" in needs else None,
+            answer=backbone.bare(batch, "answer").float() if "answer" in needs else None,
+            at=batch.slots.get(ANSWER) if "at" in needs else None,
+            chance=chance,
+        )
+
+    def made(self, view: View) -> Prompt:
+        """The prompt from what the method sees."""
         if self.method is None:
             return Prompt()
         folded = self._folded
         if folded is not None:
             if folded[1] != self._stamp():  # somebody wrote into the tensors
                 self.train(False)
-                return self.prompt(batch)
+                return self.made(view)
             return folded[0]
-        view = View()
-        if "embeddings" in self.method.needs:
-            view = View(embeddings=self.backbone.embeddings(batch), mask=batch.attention_mask.bool())
         # prompt tensors stay in float32 whatever precision the model runs in
-        with torch.autocast(batch.input_ids.device.type, enabled=False):
+        with torch.autocast(self.backbone.device.type, enabled=False):
             return self.method.prompt(view)
 
-    def prompt_of(self, batch: Batch, rows: Sequence[int]) -> Prompt:
-        """The prompt of some rows of a batch; if it depends on the text, with a place for each row of the batch."""
-        if self.method is None or not self.method.needs:
-            return self.prompt(batch)
-        at = torch.tensor(rows, device=batch.input_ids.device)
-        place = torch.zeros(len(batch), dtype=torch.long, device=at.device)
-        own = torch.arange(len(at), device=at.device)
-        return repeat_kv(self.prompt(batch.rows(at)), place.index_copy(0, at, own))
+    def outputs(self, batch: Batch) -> Outputs:
+        """What the backbone says of each row."""
+        return outputs(batch, [(self, range(len(batch)))])[0]
 
     def scores(self, batch: Batch) -> Tensor:
-        """What the task reads: [b, c] for words, [b, outputs] for a head."""
-        if self.head is not None:
-            return self.head(self.backbone.pooled(batch, self.prompt(batch)).float())
-        candidates = batch.candidates if batch.candidates is not None else self.asking.words
-        if candidates is None:
-            raise ConfigError(f"task {self.task.name} has no answers to score")
-        return self.backbone.score(batch, self.prompt(batch), candidates)
+        """What the task decides by: [b, c] of words, [b, outputs] of a head."""
+        return self.decided(self.outputs(batch))
+
+    def decided(self, outputs: Outputs) -> Tensor:
+        """The score of each answer, as the method reads them."""
+        if self.method is None:
+            assert outputs.scores is not None
+            return outputs.scores
+        with torch.autocast(self.backbone.device.type, enabled=False):
+            return self.method.scores(outputs)
 
     def weight(self, batch: Batch) -> int:
         """What the mean loss of a batch is taken over: examples, or tokens of the answers."""
@@ -222,21 +254,18 @@ class Tuned(nn.Module):
             return int((batch.target_ids >= 0).sum())
         return len(batch)
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """What the backbone says of each row: scores as the task reads them, or [b] losses of the written answers."""
-        if self.task.reading == "text":
-            return self.backbone.answer_losses(batch, self.prompt(batch))
-        return self.scores(batch)
-
     def loss(self, batch: Batch) -> Losses:
         """Mean loss over `weight(batch)`."""
         return self.losses(self.outputs(batch), batch)
 
-    def losses(self, outputs: Tensor, batch: Batch) -> Losses:
+    def losses(self, outputs: Outputs, batch: Batch) -> Losses:
         """The mean loss from what the backbone said."""
-        total = outputs.sum() if self.task.reading == "text" else self.task.loss(outputs, batch)
+        total = self.task.loss(self.decided(outputs), batch) if outputs.costs is None else outputs.costs.sum()
         mean = total / max(self.weight(batch), 1)
-        return Losses(mean) if self.method is None else self.method.loss(mean)
+        if self.method is None:
+            return Losses(mean)
+        with torch.autocast(self.backbone.device.type, enabled=False):
+            return self.method.loss(mean, outputs)
 
     # ---- use --------------------------------------------------------------------------------------------------------
 

@@ -232,18 +232,18 @@ class Outputs:
     """What a model says of a batch under a prompt; holds what the method declared in `reads`.
 
     `view`: what the prompt was made from.
-    `scores` [b, c]: of each answer, as the task reads them.
+    `scores` [b, c]: of each answer, as the task reads them; `costs` [b]: of a task that writes, minus the
+    log-probability of the right answer.
     `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
     `target` [b]: the right answers, class index or value; absent outside training.
-    `further`: the same of each further prompt that the method asked for.
     """
 
     view: View = field(default_factory=View)
     scores: Float[Tensor, "b c"] | None = None
+    costs: Float[Tensor, " b"] | None = None
     answer: Float[Tensor, "b h"] | None = None
     words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
     target: Tensor | None = None
-    further: Mapping[str, Outputs] = field(default_factory=dict)
 
     def rows(self, rows: Int[Tensor, " n"]) -> Outputs:
         """The chosen rows, in the given order."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -360,6 +360,12 @@ class Backbone(abc.ABC):
         """Frozen embeddings of the text, for methods that need them."""
         with torch.no_grad():
             return self.table(batch.input_ids)
+
+    def content(self, batch: Batch) -> Bool[Tensor, "b t"]:
+        """Which tokens are text: real, no special token, no answer."""
+        special = torch.tensor(self.tokenizer.all_special_ids, device=batch.input_ids.device)
+        found = batch.attention_mask.bool() & ~torch.isin(batch.input_ids, special)
+        return found if batch.plain is None else found & ~batch.plain
 
     def bare(self, batch: Batch, what: Literal["states", "answer"]) -> Tensor:
         """What the frozen model says of the text without any prompt; each text runs once and is kept.

@@ -71,7 +71,8 @@ class Method(nn.Module, abc.ABC):
         title, paper: for tables and cards.
         reconstructed: whether it was rebuilt from partial sources (its card says which).
         sites: places of a backbone that it uses.
-        reads: what `scores` and `loss` look at: the task's "scores", the state of the "answer", or both.
+        reads: what `scores` and `loss` look at: the task's "scores", the state of the "answer", and the "view", which
+            `loss` alone sees in any case.
         whole_batches: whether its loss compares the rows of a batch, so that a batch cannot be cut into parts.
         groups: parameter name -> learning-rate group; the group's rate is the config field `<group>_lr`.
         undecayed: groups without weight decay.
@@ -119,6 +120,11 @@ class Method(nn.Module, abc.ABC):
     def depends(self) -> bool:
         """Whether the prompt depends on the input; if not, there is one for all inputs, and it can be folded."""
         return bool(self.needs)
+
+    @property
+    def own_scores(self) -> bool:
+        """Whether answers are read in a way of its own, so that the prompt alone is not all there is to it."""
+        return self.reads != {"scores"}
 
     @abc.abstractmethod
     def build(self) -> None:

@@ -1,0 +1,104 @@
+"""Passes of the frozen model: what it says of a batch whose rows belong to one prompt or to several.
+
+Knows no method, family or task by name, and no solver.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from promptuary.backbones.base import Prompts
+from promptuary.backbones.cache import repeat_kv
+from promptuary.errors import ConfigError
+from promptuary.types import Batch, Outputs, Prompt, View
+
+if TYPE_CHECKING:
+    from promptuary.tuned import Tuned
+
+Share = tuple["Tuned", Sequence[int]]
+"""A prompt in use, and the rows of a batch that are its own."""
+
+
+def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
+    """What the model says of each prompt's rows, from one pass over all of them.
+
+    Args:
+        batch: on the device of the backbone; with candidates where the tasks do not all have the same words.
+        shares: of one backbone, with tasks that read in the same way; each row belongs to one of them.
+    """
+    first = shares[0][0]
+    backbone, reading = first.backbone, first.task.reading
+    batch, prompts, parts = placed(batch, shares)
+    reads = frozenset().union(*(tuned.reads for tuned, _ in shares))
+    candidates = batch.candidates if batch.candidates is not None else first.asking.words
+    scores = costs = pooled = answer = None
+    if reading == "text":
+        costs = backbone.answer_losses(batch, prompts)
+    elif reading == "head":
+        pooled = backbone.pooled(batch, prompts).float()
+    elif "scores" in reads:
+        if candidates is None:
+            raise ConfigError(f"task {first.task.name} has no answers to score")
+        scores = backbone.score(batch, prompts, candidates)
+    if "answer" in reads:
+        answer = backbone.answer(batch, prompts).float()
+    found = []
+    for (tuned, rows), (part, view) in zip(shares, parts, strict=True):
+        own = _own(rows, len(batch), batch.input_ids.device)
+        mine = own(pooled)
+        found.append(
+            Outputs(
+                view,
+                scores=own(scores) if mine is None or tuned.head is None else tuned.head(mine),
+                costs=own(costs),
+                answer=own(answer),
+                words=functools.partial(_words, tuned, part),
+                target=part.target,
+            )
+        )
+    return found
+
+
+def placed(batch: Batch, shares: Sequence[Share]) -> tuple[Batch, Prompts, list[tuple[Batch, View]]]:
+    """The batch with its prompts: which row takes which, all prompts, and for each its rows and what it saw of them."""
+    if len(shares) == 1:
+        view = shares[0][0].view(batch)
+        return batch, shares[0][0].made(view), [(batch, view)]
+    which = torch.zeros(len(batch), dtype=torch.long, device=batch.input_ids.device)
+    prompts, parts = list[Prompt](), list[tuple[Batch, View]]()
+    for number, (tuned, rows) in enumerate(shares):
+        at = torch.tensor(rows, device=which.device)
+        part = batch.rows(at)
+        view = tuned.view(part)
+        prompts.append(_spread(tuned.made(view), at, len(batch)))
+        parts.append((part, view))
+        which[at] = number
+    return replace(batch, prompt_index=which), prompts, parts
+
+
+def _own(rows: Sequence[int], size: int, device: torch.device) -> Callable[[Tensor | None], Tensor | None]:
+    """What picks some rows."""
+    if len(rows) == size:
+        return lambda value: value
+    at = torch.tensor(rows, device=device)
+    return lambda value: None if value is None else value[at]
+
+
+def _spread(prompt: Prompt, at: Tensor, size: int) -> Prompt:
+    """A prompt of some rows of a batch; if it depends on the text, with a place for each row of the batch."""
+    if all(len(part) == 1 for part in (prompt.rows, prompt.kv) if part is not None):
+        return prompt
+    place = torch.zeros(size, dtype=torch.long, device=at.device)
+    return repeat_kv(prompt, place.index_copy(0, at, torch.arange(len(at), device=at.device)))
+
+
+def _words(tuned: Tuned, batch: Batch, states: Tensor) -> Tensor:
+    candidates = batch.candidates if batch.candidates is not None else tuned.asking.words
+    assert candidates is not None
+    return tuned.backbone.words(states, candidates)
