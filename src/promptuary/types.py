@@ -65,7 +65,8 @@ class Prompt:
     attention reads them, after any rotation.
     `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one; "end",
     behind the text and before an answer;
-    or named slots of the template with the number of rows that each takes, in order.
+    or several places with the number of rows that each takes, in the order of the text: those three, "before_answer"
+    and "after_answer" (a mask; where there is none, the first is "end"), and named slots of the template.
     """
 
     rows: Float[Tensor, "g p d"] | None = None

@@ -295,6 +295,7 @@ class Backbone(abc.ABC):
             pad=self.filler,
             first_ids=first,
             side=side,
+            masked=self.answer_at == "mask",
             **options,
         )
 

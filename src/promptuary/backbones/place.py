@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from promptuary.backbones.cache import Prefix, prefix_of
 from promptuary.backbones.inject import Bank
 from promptuary.errors import DataError, SiteError
-from promptuary.types import Batch, Prompt
+from promptuary.types import ANSWER, Batch, Prompt
 
 Side = Literal["left", "right", "keep"]
 """Where the padding of a placed batch stands; "keep" leaves every token and pad where it is, behind the prompt."""
@@ -89,6 +89,7 @@ def place(
     side: Side = "right",
     vectors: Float[Tensor, "b t d"] | None = None,
     tight: bool = False,
+    masked: bool = False,
 ) -> Placed:
     """Put prompts among the tokens of a batch.
 
@@ -104,6 +105,7 @@ def place(
         side: where the padding of the result stands.
         vectors: embeddings that stand for the text instead of its ids; they become rows of the bank.
         tight: leave out columns of padding alone (on the left).
+        masked: whether the answer is read at a token of the text, which then has a before and an after.
 
     Raises:
         SiteError: a prompt names a slot that the template does not have, or stands behind a first token that
@@ -129,7 +131,7 @@ def place(
     behind = slot.new_zeros(size, longest)
     for number, prompt in enumerate(prompts):
         if prompt.length and prompt.placement != "front":
-            found = _text_before(batch, prompt, mask, first_ids)
+            found = _text_before(batch, prompt, mask, first_ids, masked)
             padded = nn.functional.pad(found, (0, longest - prompt.length))
             behind = torch.where((which == number)[:, None], padded, behind)
 
@@ -211,21 +213,34 @@ def _before(mask: Bool[Tensor, "b t"], at: Int[Tensor, " b"]) -> Int[Tensor, " b
     return (mask & earlier).sum(1)
 
 
-def _text_before(batch: Batch, prompt: Prompt, mask: Bool[Tensor, "b t"], first_ids: Tensor) -> Int[Tensor, "b p"]:
+def _text_before(
+    batch: Batch, prompt: Prompt, mask: Bool[Tensor, "b t"], first_ids: Tensor, masked: bool
+) -> Int[Tensor, "b p"]:
     """How many text tokens stand before each prompt row, [b, p]."""
-    size = len(batch)
-    if prompt.placement == "end":
-        text = mask if batch.plain is None else mask & ~batch.plain
-        return text.sum(1, keepdim=True).expand(size, prompt.length)
-    if isinstance(prompt.placement, str):  # "after_bos"; nothing stands before rows in "front"
+    parts = ((prompt.placement, prompt.length),) if isinstance(prompt.placement, str) else prompt.placement
+    counts = [_anchor(name, batch, mask, first_ids, masked)[:, None].expand(-1, count) for name, count in parts]
+    return torch.cat(counts, dim=1)
+
+
+def _anchor(name: str, batch: Batch, mask: Bool[Tensor, "b t"], first_ids: Tensor, masked: bool) -> Int[Tensor, " b"]:
+    """How many text tokens stand before a place: an anchor that every text has, or a slot of the template."""
+    text = mask if batch.plain is None else mask & ~batch.plain
+    if name == "front":
+        return mask.new_zeros(len(mask), dtype=torch.long)
+    if name == "after_bos":
         start = batch.input_ids.gather(1, mask.long().argmax(1, keepdim=True))
-        return torch.isin(start, first_ids).long().expand(size, prompt.length)
-    columns = []
-    for name, count in prompt.placement:
-        if name not in batch.slots:
-            raise SiteError(f'the prompt has rows for a slot "{{{name}}}" that the template does not have; add it')
-        columns.append(_before(mask, batch.slots[name])[:, None].expand(size, count))
-    return torch.cat(columns, dim=1)
+        return torch.isin(start, first_ids).long()[:, 0]
+    if name == "end" or (name == "before_answer" and not masked):
+        return text.sum(1)
+    if name in ("before_answer", "after_answer"):
+        if not masked:
+            raise SiteError("a prompt after the answer needs a model that reads its answer at a mask; leave it out")
+        if ANSWER not in batch.slots:
+            raise SiteError('the prompt stands beside the answer, and the template has no "{mask}"; add it')
+        return _before(mask, batch.slots[ANSWER]) + (name == "after_answer")
+    if name not in batch.slots:
+        raise SiteError(f'the prompt has rows for a slot "{{{name}}}" that the template does not have; add it')
+    return _before(mask, batch.slots[name])
 
 
 def _offset_codes(
