@@ -1,10 +1,11 @@
 """Parts from their settings: a backbone that is loaded or held, a method, and sizes that fit a budget.
 
-Knows no task and no training.
+Knows no training.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from promptuary import registry
@@ -12,6 +13,7 @@ from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.backbones.load import family_of, guess_family
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig
+from promptuary.tasks.base import Task
 from promptuary.types import Shape
 
 
@@ -46,6 +48,12 @@ def hold_backbone(model: Any, tokenizer: Any, *, family: str = "auto", name: str
     config = BackboneConfig.read({"model": known, "family": family, "dtype": dtype}, where="backbone")
     held: Backbone = registry.load("backbones", family)(model, tokenizer, config)
     return held
+
+
+def shape_of(backbone: Backbone, task: Task | None) -> Shape:
+    """All that a method may know of where it will work."""
+    words = 0 if task is None or task.reading != "words" else len(task.words)
+    return replace(backbone.shape, classes=words)
 
 
 def build_method(config: MethodConfig, shape: Shape) -> Method:

@@ -18,7 +18,7 @@ from torch import Tensor
 import promptuary
 from promptuary import card, files, registry
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.building import build_method, hold_backbone, open_backbone
+from promptuary.building import build_method, hold_backbone, open_backbone, shape_of
 from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
 from promptuary.settings import Settings
 from promptuary.tuned import Tuned
@@ -147,14 +147,15 @@ def load_prompt(
     values = {**facts["method_config"], "match_length": None}
     config = _settings(path, method_class.Config, values, "method")
     held = sum(value.numel() for name, value in tensors.items() if name.startswith("method."))
-    needed = method_class.count(config, backbone.shape)
+    shape = shape_of(backbone, task)
+    needed = method_class.count(config, shape)
     # before anything is built, so that a number in a file cannot ask for more memory than the file has
     if needed != held or facts["width"] != backbone.shape.width:
         raise FileFormatError(
             f"{path / TENSORS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
             f"{needed if needed < 2**40 else 'far more'} on embeddings of width {backbone.shape.width}"
         )
-    tuned = Tuned(backbone, task, build_method(config, backbone.shape), max_length=facts["max_length"])
+    tuned = Tuned(backbone, task, build_method(config, shape), max_length=facts["max_length"])
     expected = {name: (tuple(value.shape), value.dtype) for name, value in tuned.state().items()}
     found = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
     if expected != found:

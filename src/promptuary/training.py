@@ -24,7 +24,7 @@ from torch import Tensor
 
 from promptuary import checkpoint, files, memory, registry, training_facts
 from promptuary.backbones.base import Backbone
-from promptuary.building import build_method, open_backbone
+from promptuary.building import build_method, open_backbone, shape_of
 from promptuary.config import Run
 from promptuary.data.collate import Row
 from promptuary.data.load import Splits, load
@@ -130,7 +130,7 @@ class Training:
         self.task = task_class(run.task, self.splits.train)
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
-        self.method = build_method(run.method, self.backbone.shape)
+        self.method = build_method(run.method, shape_of(self.backbone, self.task))
         self.tuned = Tuned(self.backbone, self.task, self.method, max_length=run.data.max_length)
         saved = None
         if run.method.init_prompt is not None:

@@ -121,7 +121,9 @@ class Tuned(nn.Module):
             with torch.no_grad():
                 self.head.weight.copy_(kaiming_uniform(self.head.out_features, self.head.in_features, generator))
         if self.method is not None:
-            self.method.cpu().initialise(Starting(self.backbone.vocabulary, generator, saved)).to(self.backbone.device)
+            labels = () if self._asking is None else self._asking.word_ids
+            source = Starting(self.backbone.vocabulary, generator, saved, labels)
+            self.method.cpu().initialise(source).to(self.backbone.device)
         return self.train(self.training)
 
     # ---- what is trained --------------------------------------------------------------------------------------------

@@ -379,9 +379,10 @@ class Backbone(abc.ABC):
         return bare(lambda rows: read(replace(rows, prompt_index=None), Prompt()), batch, what, self.model, self.kept)
 
     def probe(self) -> Batch:
-        """A text of one usual token, to look at what does not depend on the text."""
+        """A text of one usual token with its answer there, to look at what does not depend on the text."""
         first = self.vocabulary.common(1).to(self.device)
-        return Batch(first[None], torch.ones_like(first)[None], torch.zeros_like(first))
+        nothing = torch.zeros_like(first)
+        return Batch(first[None], torch.ones_like(first)[None], nothing, slots={ANSWER: nothing})
 
     @property
     def uses_segments(self) -> bool:

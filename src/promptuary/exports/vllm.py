@@ -197,6 +197,8 @@ def _servable(tuned: Tuned) -> Any:
     """The folded prompt, or the reason why vLLM cannot serve it."""
     if tuned.method is None:
         raise NotFoldable("there is no prompt to export: this is the frozen model alone")
+    if tuned.method.own_scores:
+        raise NotFoldable(f"a prompt of {tuned.method.name} reads answers by itself, and vLLM gives text only")
     if tuned.backbone.answer_at != "end":
         raise NotFoldable(
             f"vLLM takes prompt_embeds for decoder-only models, and this base is of the {tuned.backbone.name} family; "

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptuary.errors import ConfigError
+from promptuary.errors import ConfigError, NotFoldable
 from promptuary.prompts.init import Start, Starting, starting_rows
 from promptuary.settings import Settings
 from promptuary.types import Losses, Outputs, Prompt, Shape, View
@@ -158,6 +158,8 @@ class Method(nn.Module, abc.ABC):
         Raises:
             NotFoldable: if the prompt depends on the input.
         """
+        if self.depends:
+            raise NotFoldable(f"the prompt of {self.name} depends on the input, so there is no single static prompt")
         with torch.no_grad():
             found = self.prompt(View())
         # copies: what `prompt` returns may be the trained tensors themselves

@@ -38,6 +38,13 @@ def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Floa
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
+def linear_start(weight: Float[Tensor, "n m"], bias: Float[Tensor, " m"], generator: torch.Generator) -> None:
+    """Fill x @ weight + bias as torch starts a linear layer: uniform within 1 / sqrt(n)."""
+    bound = 1 / math.sqrt(weight.shape[0])
+    weight.uniform_(-bound, bound, generator=generator)
+    bias.uniform_(-bound, bound, generator=generator)
+
+
 def xavier_uniform(rows: int, columns: int, generator: torch.Generator) -> Float[Tensor, "rows columns"]:
     """Glorot-uniform."""
     bound = math.sqrt(6 / (rows + columns))

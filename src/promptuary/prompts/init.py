@@ -5,6 +5,7 @@ Knows no tokenizer and no model: it reads the vocabulary through `Vocabulary`, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -42,11 +43,19 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Starting:
-    """Everything a method may read when it fills its tensors; `saved` are rows of an earlier prompt."""
+    """Everything a method may read when it fills its tensors.
+
+    `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task.
+    """
 
     vocabulary: Vocabulary
     generator: torch.Generator
     saved: Float[Tensor, "n d"] | None = None
+    labels: Sequence[Sequence[int]] = ()
+
+    def label_words(self) -> Float[Tensor, "c d"]:
+        """The mean embedding of each answer's tokens."""
+        return torch.stack([self.vocabulary.embed(torch.tensor(ids)).mean(0) for ids in self.labels])
 
 
 def starting_ids(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from promptuary import registry
 from promptuary.backbones.base import Backbone
+from promptuary.building import shape_of
 from promptuary.config import Run, load_run
 from promptuary.data.collate import Row
 from promptuary.methods.base import Method, MethodConfig
@@ -63,7 +64,7 @@ class Case:
         backbone = backbone if backbone is not None else self.backbone()
         words = {"positive": "good", "negative": "bad", "neutral": "maybe"}
         task = Classify(ClassifyConfig(template="{text} it was {mask}", labels=words))
-        tuned = Tuned(backbone, task, self.method(self.config(**changes), backbone.shape), max_length=40)
+        tuned = Tuned(backbone, task, self.method(self.config(**changes), shape_of(backbone, task)), max_length=40)
         tuned.initialise(torch.Generator().manual_seed(seed))
         generator = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():

@@ -57,7 +57,10 @@ def check_facts(method: Any, settings: Mapping[str, Any] | None = None) -> None:
             raise ConfigError(f'{own}.groups names the group "{group}", but {method.Config.__name__} has no {group}_lr')
     _check_exceptions(method)
     values = {"name": method.name, **(method.tiny if settings is None else settings)}
-    made = method(method.Config.read(values, where=f"{own}.tiny" if settings is None else "settings"), Shape(width=16))
+    made = method(
+        method.Config.read(values, where=f"{own}.tiny" if settings is None else "settings"),
+        Shape(width=16, vocabulary=32, classes=3),
+    )
     for name, _ in made.named_parameters():
         if name not in method.groups:
             raise ConfigError(f'{own}.groups lacks the parameter "{name}": {FACTS["groups"]}')

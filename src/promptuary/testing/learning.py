@@ -27,9 +27,10 @@ from promptuary.types import Shape
 
 
 def builds_from_widths_only(case: Case) -> None:
-    """A width is all that the tensors need; no model is there."""
-    made = case.method(case.config(), Shape(width=16))
-    stated, found = case.method.count(case.config(), Shape(width=16)), sum(p.numel() for p in made.parameters())
+    """Widths are all that the tensors need; no model is there."""
+    shape = Shape(width=16, vocabulary=32, classes=3)
+    made = case.method(case.config(), shape)
+    stated, found = case.method.count(case.config(), shape), sum(p.numel() for p in made.parameters())
     expect(found == stated, f"at width 16 it trains {found} parameters, count says {stated}")
 
 
@@ -37,7 +38,7 @@ def parameter_count_is_the_stated_formula(case: Case) -> None:
     """`count` is what is really there, and every tensor is trained with a positive rate."""
     tuned = case.tuned()
     assert tuned.method is not None
-    found, stated = tuned.trainable_parameters, case.method.count(case.config(), tuned.backbone.shape)
+    found, stated = tuned.trainable_parameters, case.method.count(case.config(), tuned.method.shape)
     expect(found == stated, f"it trains {found} parameters, count says {stated}")
     names, there = {group.name for group in tuned.trained()}, dict(tuned.method.named_parameters())
     expect(names == {f"method.{name}" for name in there}, f"trained are {sorted(names)}, there are {sorted(there)}")

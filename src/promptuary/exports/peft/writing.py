@@ -97,6 +97,8 @@ def _static(tuned: Tuned) -> Prompt:
         raise NotFoldable("there is no prompt to export: this is the frozen model alone")
     if method.depends:
         raise NotFoldable(f"a prompt of {method.name} depends on the text, and PEFT keeps one table of rows only")
+    if method.own_scores:
+        raise NotFoldable(f"a prompt of {method.name} reads answers by itself, for which PEFT has no place")
     if tuned.head is not None:
         raise NotFoldable(
             f"the prompt comes with a trained head of {tuned.head.out_features} outputs; PEFT keeps only heads that "
