@@ -90,8 +90,8 @@ def _maker(tuned: Tuned, train: bool) -> Callable[[Batch], Prompt]:
         raise NotFoldable("there is no prompt to attach: this is the frozen model alone")
     if tuned.method.own_scores:
         raise SiteError(
-            f"a prompt of {tuned.method.name} reads answers by itself, which a model with the prompt alone would not; use "
-            "predict, or an Engine"
+            f"a prompt of {tuned.method.name} reads answers by itself, which a model with the prompt alone would not; "
+            "use predict, or an Engine"
         )
     if train or tuned.method.depends:
         return tuned.prompt

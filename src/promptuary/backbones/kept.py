@@ -112,7 +112,9 @@ def bare(
         kept: the store.
     """
     mask = batch.attention_mask.bool()
-    if model.training:  # its dropout is at work: no two passes are the same
+    if (
+        model.training or not kept.limit
+    ):  # its dropout is at work, so that no two passes are the same; or nothing is kept
         return run(batch)
     parts = (batch.input_ids,) if batch.segment_ids is None else (batch.input_ids, batch.segment_ids)
     told = [tuple(tuple(part[row][mask[row]].tolist()) for part in parts) for row in range(len(batch))]
@@ -126,16 +128,16 @@ def bare(
         there = kept.get(key)
         if there is not None:
             known[key] = there[0][0]
-    missing = [row for key, row in {key: row for row, key in enumerate(keys)}.items() if key not in known]
-    if missing:
-        rows = torch.tensor(missing, device=mask.device)
-        for row, own in zip(missing, run(batch.rows(rows)), strict=True):
-            # not a view, which would keep all the others too
-            known[keys[row]] = own = (own[mask[row]] if what == "states" else own).clone()
-            kept.put(keys[row], [(own,)], push=False)
-    found = [known[key] for key in keys]
+    for row, key in enumerate(keys):
+        if key in known:
+            continue
+        # by itself: what else is missing depends on what was seen since the run began or was resumed
+        found = run(batch.rows(torch.tensor([row], device=mask.device)))[0]
+        known[key] = own = (found[mask[row]] if what == "states" else found).clone()
+        kept.put(key, [(own,)], push=False)
+    rows = [known[key] for key in keys]
     if what == "answer":
-        return torch.stack(found)
-    states = found[0].new_zeros(*mask.shape, found[0].shape[-1])
-    states[mask] = torch.cat(found)
+        return torch.stack(rows)
+    states = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
+    states[mask] = torch.cat(rows)
     return states

@@ -38,8 +38,8 @@ class InfoPromptConfig(MethodConfig):
     slots: tuple[Anchor, ...] = Field(
         ("after_bos", "end"),
         min_length=1,
-        description="places of the rows, in the order of the text; every family has these two (our choice). The release "
-        "has after_bos, before_answer, after_answer and end, on a masked model",
+        description="places of the rows, in the order of the text; every family has these two (our choice). The "
+        "release has after_bos, before_answer, after_answer and end, on a masked model",
     )
     prompt_source: Literal["static", "instance"] = Field(
         "static",
