@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor, nn
 
 import promptuary
-from foundation import RESULTS
+from cells import RESULTS, replace_rows
 from promptuary import runs
 from promptuary.backbones.base import Backbone
 from promptuary.config import Run
@@ -34,14 +34,15 @@ from promptuary.data.collate import Row
 from promptuary.testing import tiny
 from promptuary.training import Listener, Training
 
-ROWS, BATCH, PROMPT = 64, 4, 4
+ROWS = RESULTS / "overhead.jsonl"
+EXAMPLES, BATCH, PROMPT = 64, 4, 4
 LABELS = {"positive": "good", "negative": "bad"}
 
 
 def data(folder: Path, words: int, seed: int = 0) -> Path:
     """A data set of texts of so many words."""
     pick = random.Random(seed)
-    for split, count in {"train": ROWS, "validation": 4, "test": 4}.items():
+    for split, count in {"train": EXAMPLES, "validation": 4, "test": 4}.items():
         lines = [
             {"text": " ".join(pick.choices(tiny.WORDS, k=words)), "label": pick.choice(list(LABELS))}
             for _ in range(count)
@@ -147,7 +148,7 @@ def loop(family: str, rounds: int, size: int, command: str) -> dict[str, Any]:
         promptuary.train(run, listener=turns, backbone=backbone)
     more = [1e3 * (ours - theirs) for ours, theirs in zip(turns.ours, turns.theirs, strict=True)]
     return {
-        "cell": ("loop", family),
+        "cell": [family, "loop"],
         "fixed_cost_ms": round(statistics.median(more), 3),
         "fixed_cost_ms_min": round(min(more), 3),
         "fixed_cost_ms_max": round(max(more), 3),
@@ -174,15 +175,6 @@ def meta(backbone: str, command: str) -> dict[str, Any]:
     }
 
 
-def write(row: Mapping[str, Any], keep: bool) -> None:
-    """Show a row, and append it to the results."""
-    print(json.dumps(row), flush=True)
-    if keep:
-        RESULTS.mkdir(exist_ok=True)
-        with (RESULTS / "overhead.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,7 +186,10 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     command = f"python benchmarks/overhead.py {' '.join(sys.argv[1:])}"
-    write(loop(arguments.family, arguments.rounds, 20, command), not arguments.dry)
+    row = loop(arguments.family, arguments.rounds, 20, command)
+    print(json.dumps(row), flush=True)
+    if not arguments.dry:
+        replace_rows(ROWS, [row], list(tiny.FAMILIES))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from the rows of speed.py and ept_cost.py.
+"""The tables of docs/performance.md, from the rows of speed.py, ept_cost.py, overhead.py and serving.py.
 
 Knows no number: what stands between the marks of the page is made here, the rest is written by hand.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import ept_cost
+import overhead
+import serving
 import speed
 from cells import Cell, read
 from clock import ratio
@@ -20,14 +22,22 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 Row = Mapping[str, Any]
 
 
-def page(text: str, rows: Sequence[Row], ept: Sequence[Row]) -> str:
+def page(text: str, rows: Sequence[Row], ept: Sequence[Row], fixed: Sequence[Row], served: Sequence[Row]) -> str:
     """The page with its tables made anew.
+
+    Args:
+        text: as it is.
+        rows: of speed.py.
+        ept: of ept_cost.py.
+        fixed: of overhead.py.
+        served: of serving.py.
 
     Raises:
         ValueError: the page lacks a mark.
     """
     made = {"machine": machine([*rows, *ept]), "peft": against(rows), "switches": switches(rows),
-            "lengths": lengths(ept), "ept": modules(ept)}  # fmt: skip
+            "lengths": lengths(ept), "ept": modules(ept), "fixed": fixed_costs(fixed),
+            "serving": serving.table(served)}  # fmt: skip
     for name, table in made.items():
         text, found = re.subn(
             rf"(<!-- {name}: made by benchmarks/speed.py page -->\n).*?(<!-- end -->)",
@@ -43,7 +53,12 @@ def page(text: str, rows: Sequence[Row], ept: Sequence[Row]) -> str:
 def write_page() -> None:
     """Make the page's tables from the rows that are there."""
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page(text, read(speed.ROWS), read(ept_cost.ROWS)), encoding="utf-8")
+    PAGE.write_text(page(text, *all_rows()), encoding="utf-8")
+
+
+def all_rows() -> list[list[dict[str, Any]]]:
+    """What `page` takes."""
+    return [read(path) for path in (speed.ROWS, ept_cost.ROWS, overhead.ROWS, serving.RESULTS)]
 
 
 def machine(rows: Sequence[Row]) -> str:
@@ -153,6 +168,15 @@ def lengths(rows: Sequence[Row]) -> str:
                 for title, show in (("time", times), ("operations", parts("flops"))):
                     cells = [show(found[name], base) if name in found else "-" for name in chosen]
                     lines.append([f"{where}, {title}", *cells, *["-"] * (len(lines[0]) - len(cells) - 1)])
+    return grid(lines)
+
+
+def fixed_costs(rows: Sequence[Row]) -> str:
+    """What a step takes besides the model's arithmetic."""
+    lines = [["two layers of width 32", "a step of ours, ms", "the minimal loop, ms", "difference, ms"]]
+    for row in rows:
+        more = f"{row['fixed_cost_ms']:.1f} ({row['fixed_cost_ms_min']:.1f} to {row['fixed_cost_ms_max']:.1f})"
+        lines.append([row["cell"][0], f"{row['ours_ms']:.1f}", f"{row['minimal_ms']:.1f}", more])
     return grid(lines)
 
 

@@ -75,14 +75,15 @@ def test_rows_stand_for_every_cell_and_say_where_they_are_from() -> None:
 
 
 def test_page_and_picture_are_made_from_the_rows() -> None:
-    text, rows, ept = speed_page.PAGE.read_text(encoding="utf-8"), cells.read(speed.ROWS), cells.read(ept_cost.ROWS)
-    assert speed_page.page(text, rows, ept) == text
+    text, (rows, ept, *others) = speed_page.PAGE.read_text(encoding="utf-8"), speed_page.all_rows()
+    assert all((rows, ept, *others))
+    assert speed_page.page(text, rows, ept, *others) == text
     assert ept_cost.PICTURE.read_text(encoding="utf-8") == ept_cost.draw(ept)
     other = [{**row, "flops": row["flops"] * (1 + place)} for place, row in enumerate(ept)]
-    assert speed_page.page(text, rows, other) != text
+    assert speed_page.page(text, rows, other, *others) != text
     assert ept_cost.draw(other) != ept_cost.draw(ept)
     with pytest.raises(ValueError, match="marks named machine"):
-        speed_page.page("# Performance", rows, ept)
+        speed_page.page("# Performance", rows, ept, *others)
 
 
 def test_the_picture_can_be_read_aloud() -> None:
