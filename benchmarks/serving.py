@@ -2,7 +2,7 @@
 
 Knows no library's internals; models have random weights, since only shapes cost time.
 
-    python benchmarks/serving.py run                     # about 6 minutes on one core; appends to results/serving.jsonl
+    python benchmarks/serving.py run                     # about 6 minutes on one core; results/serving.jsonl
     python benchmarks/serving.py run --cells gpt2-20-32 --rounds 5 --layers 2
     python benchmarks/serving.py table
 
@@ -34,6 +34,7 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from cells import read
 from promptuary import Engine, registry, runs
 from promptuary.backbones.base import Backbone
 from promptuary.building import build_method, hold_backbone
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the real 12, for a trial; nothing is written")
     arguments = parser.parse_args()
     if arguments.what == "table":
-        print(table([json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]))
+        print(table(read(RESULTS)))
         return
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -253,8 +254,8 @@ def main() -> None:
         }
         print(json.dumps({key: row[key] for key in ("cell", "median_ms", "ratio", "largest_difference")}), flush=True)
         if arguments.layers is None:
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            kept = [one for one in read(RESULTS) if one["cell"] != row["cell"]]
+            RESULTS.write_text("".join(json.dumps(one) + "\n" for one in [*kept, row]), encoding="utf-8")
 
 
 if __name__ == "__main__":
