@@ -24,11 +24,15 @@ from promptuary.settings import Settings
 from promptuary.tuned import Tuned
 from promptuary.types import Prompt
 
-FORMAT, VERSION = "promptuary-prompt", 2
-READABLE = (1, VERSION)
-"""Versions that can be read. Version 1 has no `checksum`."""
+FORMAT, VERSION = "promptuary-prompt", 3
+READABLE = (1, 2, VERSION)
+"""Versions that can be read. Version 1 has no `checksum`; before 3 there are no constants."""
 
-TENSORS, FOLDED, FACTS, CARD = "prompt.safetensors", "folded.safetensors", "prompt.json", "README.md"
+TENSORS, CONSTANTS, FOLDED = "prompt.safetensors", "constants.safetensors", "folded.safetensors"
+FACTS, CARD = "prompt.json", "README.md"
+
+MOST_DRAWN = 2**28
+"""Most numbers that are drawn again from a seed when a prompt is loaded: a gibibyte (our choice)."""
 
 IDENTITY = ("architecture", "embedding", "vectors", "tokenizer")
 """What every prompt knows of its base; `matrices` is missing where the base was quantised."""
@@ -69,6 +73,10 @@ def save_prompt(
     if bad:
         raise FileFormatError(f"not saved: {bad[0]} holds values that are not finite")
     contents = {TENSORS: files.tensor_bytes(state)}
+    constants = {f"method.{name}": value.cpu().clone() for name, value in method.constants(drawn=False).items()}
+    if constants:
+        contents[CONSTANTS] = files.tensor_bytes(constants)
+    drawn = method.constants(drawn=True)
     folded = _folded(tuned)
     if folded is not None:
         contents[FOLDED] = files.tensor_bytes(folded)
@@ -86,6 +94,8 @@ def save_prompt(
         "sites": sorted(method.sites),
         "added_tokens": tuned.added_tokens,
         "trainable_parameters": tuned.trainable_parameters,
+        "constants": sum(value.numel() for value in constants.values()),
+        "drawn": {"seed": method.draw_seed, "sha256": files.digest_of(drawn)} if drawn else None,
         "metrics": dict(metrics or {}),
         "data": None if data is None else card.source(data),
         "sha256": {name: files.digest(content) for name, content in contents.items()},
@@ -122,7 +132,7 @@ def load_prompt(
         FingerprintError: the base is not the one that the prompt was trained on.
         ConfigError: the base cannot be loaded, or the method is not installed.
     """
-    path, facts, tensors = _read(folder)
+    path, facts, tensors, constants = _read(folder)
     if backbone is not None and not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
         raise ConfigError(f"backbone should be a loaded Backbone, got {kind}; names and models go into model=")
@@ -155,28 +165,43 @@ def load_prompt(
             f"{path / TENSORS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
             f"{needed if needed < 2**40 else 'far more'} on embeddings of width {backbone.shape.width}"
         )
-    tuned = Tuned(backbone, task, build_method(config, shape), max_length=facts["max_length"])
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in tuned.state().items()}
-    found = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-    if expected != found:
-        name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    with torch.device("meta"):  # sizes without memory
+        method = build_method(config, shape)
+    asked = sum(value.numel() for value in method.constants(drawn=False).values())
+    if asked != sum(value.numel() for value in constants.values()):
         raise FileFormatError(
-            f"{path / TENSORS}: tensor {name[:80]!r} is {_kind(found.get(name))}, "
-            f"but method {facts['method']} needs {_kind(expected.get(name))}"
+            f"{path / CONSTANTS} does not hold the {asked} numbers that method {facts['method']} needs"
         )
+    if sum(value.numel() for value in method.constants(drawn=True).values()) > MOST_DRAWN:
+        raise FileFormatError(f"{path / FACTS} asks for more than {MOST_DRAWN:,} drawn numbers, which is refused")
+    method = build_method(config, shape)
+    tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
+    _same_sizes(path / TENSORS, facts["method"], tuned.state(), tensors)
+    own = {f"method.{name}": value for name, value in method.constants(drawn=False).items()}
+    _same_sizes(path / CONSTANTS, facts["method"], own, constants)
+    for name, value in own.items():
+        value.copy_(constants[name])
+    if facts.get("drawn") is not None:
+        method.redraw(facts["drawn"]["seed"])
+        if files.digest_of(method.constants(drawn=True)) != facts["drawn"]["sha256"]:
+            raise FileFormatError(
+                f"{path}: this machine draws other numbers from the prompt's seed than the one that trained it; use "
+                f"its folded form ({FOLDED}) instead"
+            )
     tuned.restore(tensors)
     return tuned
 
 
-def load_rows(folder: str | Path, backbone: Backbone) -> Tensor:
-    """The folded rows of a saved prompt, [p, d], for starting another one from.
-
-    Raises:
-        NotFoldable: it is not a static table of rows.
-    """
-    tuned = load_prompt(folder, backbone)
-    assert tuned.method is not None
-    return tuned.method.fold().as_rows().cpu()
+def _same_sizes(path: Path, method: str, asked: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose tensors are not those that the method has."""
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in asked.items()}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in held.items()}
+    if expected != found:
+        name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        raise FileFormatError(
+            f"{path}: tensor {name[:80]!r} is {_kind(found.get(name))}, "
+            f"but method {method} needs {_kind(expected.get(name))}"
+        )
 
 
 def find_prompt(folder: str | Path) -> Path:
@@ -234,15 +259,21 @@ def _standing(path: Path) -> Path | None:
     return None
 
 
-def _read(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
-    """Facts and tensors of one and the same prompt, also while another process is replacing it."""
+def _read(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Facts, tensors and constants of one and the same prompt, also while another process is replacing it."""
     while True:
         path = find_prompt(folder)
         mark = _mark(path)
         try:
             facts = read_facts(path)
-            limit = 4 * facts["trainable_parameters"] + files.TENSOR_ROOM
-            return path, facts, files.read_tensors(path / TENSORS, facts["sha256"][TENSORS], limit=limit)
+            held = {TENSORS: facts["trainable_parameters"], CONSTANTS: facts.get("constants", 0)}
+            tensors, constants = (
+                files.read_tensors(path / name, facts["sha256"][name], limit=4 * numbers + files.TENSOR_ROOM)
+                if numbers
+                else {}
+                for name, numbers in held.items()
+            )
+            return path, facts, tensors, constants
         except FileFormatError:
             if _mark(find_prompt(folder)) == mark:
                 raise
@@ -279,6 +310,8 @@ def read_facts(path: Path) -> dict[str, Any]:
         "method": str, "method_config": dict, "backbone": dict, "identity": dict, "width": int,
         "max_length": int, "trainable_parameters": int, "sha256": dict,
     }  # fmt: skip
+    if version >= 3:
+        kinds |= {"constants": int, "drawn": dict} if facts.get("drawn") is not None else {"constants": int}
     # a bool is an int to isinstance
     wrong = [name for name, kind in kinds.items() if type(facts.get(name)) is not kind]
     if "task" not in facts or type(facts["task"]) not in (dict, type(None)):
@@ -288,7 +321,15 @@ def read_facts(path: Path) -> dict[str, Any]:
         for name in ("width", "max_length", "trainable_parameters")
         if name not in wrong and not 0 < facts[name] < 2**40
     ]
+    if "constants" not in wrong and not 0 <= facts.get("constants", 0) < 2**40:
+        wrong.append("constants")
+    if "drawn" not in wrong and facts.get("drawn") is not None:
+        seed, mark = facts["drawn"].get("seed"), facts["drawn"].get("sha256")
+        if type(seed) is not int or not 0 <= seed < 2**63 or not isinstance(mark, str):
+            wrong.append("drawn")
     inside = (("task", "name"), ("backbone", "model"), ("sha256", TENSORS), *(("identity", key) for key in IDENTITY))
+    if facts.get("constants"):
+        inside = (*inside, ("sha256", CONSTANTS))
     if "identity" not in wrong and "matrices" in facts["identity"]:
         inside = (*inside, ("identity", "matrices"))
     wrong += [
@@ -309,7 +350,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def _check_room(folder: Path) -> None:
     """Refuse to replace a folder that holds more than a prompt."""
-    known = {TENSORS, FOLDED, FACTS, CARD}
+    known = {TENSORS, CONSTANTS, FOLDED, FACTS, CARD}
     try:
         names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
     except OSError as error:

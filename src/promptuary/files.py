@@ -269,6 +269,11 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors, names and shapes included; empty where there are none."""
+    return digest(tensor_bytes({name: value.cpu() for name, value in tensors.items()})) if tensors else ""
+
+
 def sync_folder(path: Path) -> None:
     """Make a rename durable."""
     handle = os.open(path, os.O_RDONLY)

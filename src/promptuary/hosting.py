@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from promptuary import checkpoint, registry
+from promptuary import registry
 from promptuary.building import build_method, hold_backbone
 from promptuary.errors import PromptuaryError
+from promptuary.sources import load_start
 from promptuary.tuned import Tuned
 
 
@@ -50,8 +51,7 @@ def adapt(
     try:
         config = found.Config.read({"name": method, **settings}, where="method")
         tuned = Tuned(backbone, None, build_method(config, backbone.shape))
-        saved = None if config.init_prompt is None else checkpoint.load_rows(config.init_prompt, backbone)
-        return tuned.initialise(torch.Generator().manual_seed(seed), saved)
+        return tuned.initialise(torch.Generator().manual_seed(seed), *load_start(config, backbone))
     except PromptuaryError:
         backbone.release()
         raise

@@ -28,6 +28,7 @@ LARGEST: Mapping[str, int] = {
     checkpoint.FACTS: 4 * MEBIBYTE,
     checkpoint.CARD: 4 * MEBIBYTE,
     checkpoint.TENSORS: 1024 * MEBIBYTE,
+    checkpoint.CONSTANTS: 1024 * MEBIBYTE,
     checkpoint.FOLDED: 1024 * MEBIBYTE,
 }
 """All that a prompt folder holds, and the most bytes of each that are downloaded (our choice)."""
@@ -161,7 +162,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     """
     hashes = checkpoint.read_facts(folder)["sha256"]
     contents = {name: (folder / name).read_bytes() for name in LARGEST if (folder / name).is_file()}
-    for name in (checkpoint.TENSORS, checkpoint.FOLDED):
+    for name in (checkpoint.TENSORS, checkpoint.CONSTANTS, checkpoint.FOLDED):
         if name in hashes or name in contents:
             if not isinstance(hashes.get(name), str):
                 raise FileFormatError(f"{folder / checkpoint.FACTS} has no hash of {name}; save the prompt again")

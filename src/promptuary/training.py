@@ -36,6 +36,7 @@ from promptuary.runs import RunFolder
 from promptuary.seeds import seeded
 from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
+from promptuary.sources import load_start
 from promptuary.training_data import Feed
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
@@ -132,10 +133,7 @@ class Training:
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
         self.method = build_method(run.method, shape_of(self.backbone, self.task))
         self.tuned = Tuned(self.backbone, self.task, self.method, max_length=run.data.max_length)
-        saved = None
-        if run.method.init_prompt is not None:
-            saved = checkpoint.load_rows(run.method.init_prompt, self.backbone)
-        self.tuned.initialise(seeded(run.seed, 2), saved)
+        self.tuned.initialise(seeded(run.seed, 2), *load_start(run.method, self.backbone))
         self.feed = Feed(run, self.splits, self.tuned)
         self.rows, self.steps = self.feed.rows, self.feed.steps
         self.folder = RunFolder(run.out)
@@ -451,7 +449,8 @@ class Training:
     def _write(self) -> Path:
         now = snapshot(self.tuned, self.solver)
         tensors, facts = pack(now, self.guard.sound, self.best_state, self.progress)
-        self.folder.save_state(self.progress.step, tensors, {"run_hash": self.settings.hash(), **facts})
+        known = {"run_hash": self.settings.hash(), "constants": self.tuned.constants_digest()}
+        self.folder.save_state(self.progress.step, tensors, {**known, **facts})
         return self.folder.path
 
     def _restore(self) -> bool:
@@ -462,6 +461,11 @@ class Training:
             return False
         for text in found[2]:
             self.listener.noted(f"skipped a checkpoint: {text}")
+        if found[1].get("constants", "") != self.tuned.constants_digest():
+            raise ConfigError(
+                "the prompts that this run starts from are not those that it was begun with; put them back, or begin "
+                "anew with --fresh"
+            )
         now, sound, self.best_state, self.progress = unpack(found[0], found[1])
         put_back(self.tuned, self.solver, now)
         self.guard = Guard(self.tuned, self.solver, self.progress, sound)

@@ -19,10 +19,11 @@ from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
+from promptuary.files import digest_of
 from promptuary.methods.base import Group, Method
 from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
-from promptuary.prompts.init import Starting
+from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
 from promptuary.tasks.base import Task
 from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
@@ -115,14 +116,22 @@ class Tuned(nn.Module):
         """Which values the method's tensors have; says nothing about the values, but changes with them."""
         return () if self.method is None else tuple((p.data_ptr(), p._version) for p in self.method.parameters())
 
-    def initialise(self, generator: torch.Generator, saved: Tensor | None = None) -> Tuned:
-        """First values of the prompt and of the head."""
+    def initialise(
+        self, generator: torch.Generator, saved: Tensor | None = None, sources: Sequence[Saved] = ()
+    ) -> Tuned:
+        """First values of the prompt and of the head.
+
+        Args:
+            generator: all that is drawn.
+            saved: rows of an earlier prompt, for `method.init: saved`.
+            sources: the earlier prompts that the method's settings name.
+        """
         if self.head is not None:
             with torch.no_grad():
                 self.head.weight.copy_(kaiming_uniform(self.head.out_features, self.head.in_features, generator))
         if self.method is not None:
             labels = () if self._asking is None else self._asking.word_ids
-            source = Starting(self.backbone.vocabulary, generator, saved, labels)
+            source = Starting(self.backbone.vocabulary, generator, saved, labels, sources)
             self.method.cpu().initialise(source).to(self.backbone.device)
         return self.train(self.training)
 
@@ -146,6 +155,10 @@ class Tuned(nn.Module):
             for group in self.trained():
                 group.parameter.copy_(state[group.name])
         self.train(self.training)
+
+    def constants_digest(self) -> str:
+        """A fingerprint of what the method holds besides what is trained; empty where that is nothing."""
+        return "" if self.method is None else digest_of(dict(self.method.named_buffers()))
 
     @property
     def trainable_parameters(self) -> int:

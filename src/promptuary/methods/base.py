@@ -52,6 +52,11 @@ class MethodConfig(Settings):
     )
     weight_decay: float = Field(1e-5, ge=0, description="on prompt and low-rank tensors; DePT asks for 1e-5")
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Folders of earlier prompts that the method starts from, besides `init_prompt`."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Group:
@@ -109,6 +114,7 @@ class Method(nn.Module, abc.ABC):
         self.config = config
         self.shape = shape
         self.start_scale: dict[str, float] = {}
+        self.draw_seed = 0
         self.build()
 
     @property
@@ -132,7 +138,10 @@ class Method(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def fill(self, source: Starting) -> None:
-        """Give every parameter its first value from `source.vocabulary` and `source.generator`."""
+        """Give every parameter and constant its first value from `source.vocabulary` and `source.generator`."""
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Fill the constants that are drawn, from the generator alone, on the CPU."""
 
     @abc.abstractmethod
     def prompt(self, view: View) -> Prompt:
@@ -187,8 +196,33 @@ class Method(nn.Module, abc.ABC):
         """An empty trained tensor."""
         return nn.Parameter(torch.zeros(*size))
 
+    def constant(self, *size: int, name: str, drawn: bool = False) -> None:
+        """An empty tensor that is never trained, as the attribute `name`.
+
+        Args:
+            size: its shape.
+            name: the attribute.
+            drawn: it follows from a seed, so a saved prompt holds that and not the tensor; see `draw`.
+        """
+        # torch's own word for what belongs to a saved state
+        self.register_buffer(name, torch.zeros(*size), persistent=not drawn)
+
+    def constants(self, *, drawn: bool) -> dict[str, Tensor]:
+        """Tensors that are never trained: those that are drawn from a seed, or the others."""
+        kept = self.state_dict()
+        return {name: value for name, value in self.named_buffers() if (name not in kept) == drawn}
+
+    def redraw(self, seed: int) -> Method:
+        """The drawn constants as this seed makes them."""
+        self.draw_seed = seed
+        with torch.no_grad():
+            self.draw(torch.Generator().manual_seed(seed))
+        return self
+
     def initialise(self, source: Starting) -> Method:
         """Fill the tensors and note their scale, which relative learning rates refer to."""
+        if self.constants(drawn=True):
+            self.redraw(int(torch.randint(2**53, (), generator=source.generator)))
         with torch.no_grad():
             self.fill(source)
             for name, value in self.named_parameters():

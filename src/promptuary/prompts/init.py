@@ -5,15 +5,16 @@ Knows no tokenizer and no model: it reads the vocabulary through `Vocabulary`, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from promptuary.errors import ConfigError
+from promptuary.errors import ConfigError, NotFoldable
+from promptuary.types import Prompt
 
 Start = Literal["vocabulary", "text", "random"]
 
@@ -42,16 +43,48 @@ class Vocabulary(Protocol):
 
 
 @dataclass(frozen=True)
+class Saved:
+    """An earlier prompt on the same base: where it stands, its method with settings, its tensors, and what it scored.
+
+    `prompt`: its static form, None where it depends on the input.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    prompt: Prompt | None
+    metrics: Mapping[str, float]
+
+    def rows(self) -> Float[Tensor, "n d"]:
+        """It as a static table of rows.
+
+        Raises:
+            NotFoldable: it is none.
+        """
+        if self.prompt is None:
+            raise NotFoldable(
+                f"the prompt in {self.name} ({self.method}) depends on the input, so it has no static rows"
+            )
+        try:
+            return self.prompt.as_rows()
+        except NotFoldable as error:
+            raise NotFoldable(f"{self.name} ({self.method}) cannot be started from: {error}") from None
+
+
+@dataclass(frozen=True)
 class Starting:
     """Everything a method may read when it fills its tensors.
 
-    `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task.
+    `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task; `sources`: the earlier prompts
+    that the method's settings name.
     """
 
     vocabulary: Vocabulary
     generator: torch.Generator
     saved: Float[Tensor, "n d"] | None = None
     labels: Sequence[Sequence[int]] = ()
+    sources: Sequence[Saved] = ()
 
     def label_words(self) -> Float[Tensor, "c d"]:
         """The mean embedding of each answer's tokens."""
