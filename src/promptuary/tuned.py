@@ -226,7 +226,7 @@ class Tuned(nn.Module):
             mask=mask,
             content=backbone.content(batch) if "content" in needs else None,
             ids=batch.input_ids if "ids" in needs else None,
-            embeddings=backbone.embeddings(batch) if "embeddings" in needs else None,
+            embeddings=backbone.embeddings(batch).float() if "embeddings" in needs else None,
             states=backbone.bare(batch, "states").float() if "states" in needs else None,
             answer=backbone.bare(batch, "answer").float() if "answer" in needs else None,
             at=batch.slots.get(ANSWER) if "at" in needs else None,

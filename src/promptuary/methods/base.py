@@ -6,7 +6,7 @@ Knows no architecture, tokenizer, file, data set or device.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -58,6 +58,17 @@ class MethodConfig(Settings):
         return ()
 
 
+class SourcedConfig(MethodConfig):
+    """Settings of a method that starts from earlier prompts on the same base."""
+
+    sources: tuple[str, ...] = Field((), description="saved prompt folders (or hub names) on the same base")
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The sources."""
+        return self.sources
+
+
 @dataclass(frozen=True)
 class Group:
     """One trained tensor with its own learning rate and weight decay."""
@@ -83,7 +94,9 @@ class Method(nn.Module, abc.ABC):
         undecayed: groups without weight decay.
         relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
         solver: the solver that trains it by default.
+        shared: parameters that all tasks of one run have in common; the others are each task's own.
         tiny: settings for the contract suite's tiny models (width 32, texts of up to 40 tokens).
+        tiny_sources: settings of the methods of the earlier prompts that it starts from there.
         exceptions: property of the contract suite that cannot hold (or "property on family") -> reason, as in its card.
     """
 
@@ -99,7 +112,9 @@ class Method(nn.Module, abc.ABC):
     undecayed: ClassVar[frozenset[str]] = frozenset({"modules"})
     relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
     solver: ClassVar[str] = "gradient"
+    shared: ClassVar[frozenset[str]] = frozenset()
     tiny: ClassVar[Mapping[str, Any]] = {}
+    tiny_sources: ClassVar[Sequence[Mapping[str, Any]]] = ()
     exceptions: ClassVar[Mapping[str, str]] = {}
     Config: ClassVar[type[MethodConfig]]
 

@@ -18,9 +18,11 @@ from torch import Tensor
 from promptuary import registry
 from promptuary.backbones.base import Backbone
 from promptuary.building import shape_of
+from promptuary.checkpoint import save_prompt
 from promptuary.config import Run, load_run
 from promptuary.data.collate import Row
 from promptuary.methods.base import Method, MethodConfig
+from promptuary.sources import load_start
 from promptuary.tasks.classify import Classify, ClassifyConfig
 from promptuary.testing import tiny
 from promptuary.tuned import Tuned
@@ -50,10 +52,19 @@ class Case:
 
     def config(self, **changes: Any) -> MethodConfig:
         """The method's settings for tiny models."""
-        made: MethodConfig = self.method.Config.read(
-            {"name": self.method.name, **self.settings, **changes}, where="method"
-        )
+        values = {"name": self.method.name, **self.settings, **changes}
+        if self.method.tiny_sources and "sources" not in values:
+            values["sources"] = [self._source(number, one) for number, one in enumerate(self.method.tiny_sources)]
+        made: MethodConfig = self.method.Config.read(values, where="method")
         return made
+
+    def _source(self, number: int, settings: Mapping[str, Any]) -> str:
+        """The folder of an earlier prompt to start from."""
+        folder = self.folder / f"source-{number}"
+        if not folder.exists():
+            found = registry.load("methods", settings["name"])
+            save_prompt(case_of(found, self.family, self.folder, settings).tuned(seed=10 + number), folder)
+        return str(folder)
 
     def backbone(self, seed: int = 0, **settings: Any) -> Backbone:
         """A fresh tiny model of the family."""
@@ -64,8 +75,9 @@ class Case:
         backbone = backbone if backbone is not None else self.backbone()
         words = {"positive": "good", "negative": "bad", "neutral": "maybe"}
         task = Classify(ClassifyConfig(template="{text} it was {mask}", labels=words))
-        tuned = Tuned(backbone, task, self.method(self.config(**changes), shape_of(backbone, task)), max_length=40)
-        tuned.initialise(torch.Generator().manual_seed(seed))
+        config = self.config(**changes)
+        tuned = Tuned(backbone, task, self.method(config, shape_of(backbone, task)), max_length=40)
+        tuned.initialise(torch.Generator().manual_seed(seed), *load_start(config, backbone))
         generator = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():
             for group in tuned.trained():
