@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Share = tuple["Tuned", Sequence[int]]
 """A prompt in use, and the rows of a batch that are its own."""
 
+Part = tuple[Batch, View]
+"""Those rows, and what the prompt saw of them."""
+
 
 def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
     """What the model says of each prompt's rows, from one pass over all of them.
@@ -32,12 +35,25 @@ def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
         batch: on the device of the backbone; with candidates where the tasks do not all have the same words.
         shares: of one backbone, with tasks that read in the same way; each row belongs to one of them.
     """
+    batch, prompts, parts = placed(batch, shares)
+    found = _said(batch, shares, prompts, parts)
+    teachers = [tuned.teacher(view) for (tuned, _), (_, view) in zip(shares, parts, strict=True)]
+    if all(teacher is None for teacher in teachers):
+        return found
+    with torch.no_grad():
+        taught = _said(batch, shares, _together([one or Prompt() for one in teachers], batch, shares), parts)
+    return [replace(one, taught=other) for one, other in zip(found, taught, strict=True)]
+
+
+def _said(batch: Batch, shares: Sequence[Share], prompts: Prompts, parts: Sequence[Part]) -> list[Outputs]:
+    """The same, under given prompts."""
     first = shares[0][0]
     backbone, reading = first.backbone, first.task.reading
-    batch, prompts, parts = placed(batch, shares)
-    reads = frozenset().union(*(tuned.reads for tuned, _ in shares))
+    reads = frozenset[str]().union(*(tuned.reads for tuned, _ in shares))
     candidates = batch.candidates if batch.candidates is not None else first.asking.words
     scores = costs = pooled = answer = None
+    if "answer" in reads:
+        answer = backbone.answer(batch, prompts).float()
     if reading == "text":
         costs = backbone.answer_losses(batch, prompts)
     elif reading == "head":
@@ -46,8 +62,6 @@ def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
         if candidates is None:
             raise ConfigError(f"task {first.task.name} has no answers to score")
         scores = backbone.score(batch, prompts, candidates)
-    if "answer" in reads:
-        answer = backbone.answer(batch, prompts).float()
     found = []
     for (tuned, rows), (part, view) in zip(shares, parts, strict=True):
         own = _own(rows, len(batch), batch.input_ids.device)
@@ -65,21 +79,32 @@ def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
     return found
 
 
-def placed(batch: Batch, shares: Sequence[Share]) -> tuple[Batch, Prompts, list[tuple[Batch, View]]]:
+def placed(batch: Batch, shares: Sequence[Share]) -> tuple[Batch, Prompts, list[Part]]:
     """The batch with its prompts: which row takes which, all prompts, and for each its rows and what it saw of them."""
     if len(shares) == 1:
         view = shares[0][0].view(batch)
         return batch, shares[0][0].made(view), [(batch, view)]
     which = torch.zeros(len(batch), dtype=torch.long, device=batch.input_ids.device)
-    prompts, parts = list[Prompt](), list[tuple[Batch, View]]()
+    prompts, parts = list[Prompt](), list[Part]()
     for number, (tuned, rows) in enumerate(shares):
         at = torch.tensor(rows, device=which.device)
         part = batch.rows(at)
         view = tuned.view(part)
-        prompts.append(_spread(tuned.made(view), at, len(batch)))
+        prompts.append(tuned.made(view))
         parts.append((part, view))
         which[at] = number
-    return replace(batch, prompt_index=which), prompts, parts
+    return replace(batch, prompt_index=which), _together(prompts, batch, shares), parts
+
+
+def _together(prompts: Sequence[Prompt], batch: Batch, shares: Sequence[Share]) -> Prompts:
+    """Prompts of parts of a batch as prompts of the whole batch."""
+    if len(shares) == 1:
+        return prompts[0]
+    device = batch.input_ids.device
+    return [
+        _spread(prompt, torch.tensor(rows, device=device), len(batch))
+        for prompt, (_, rows) in zip(prompts, shares, strict=True)
+    ]
 
 
 def _own(rows: Sequence[int], size: int, device: torch.device) -> Callable[[Tensor | None], Tensor | None]:

@@ -206,8 +206,10 @@ class Tuned(nn.Module):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What of the model's outputs is looked at, see `Method.reads`."""
-        return frozenset({"scores"}) if self.method is None else self.method.reads
+        """What of the model's outputs is looked at, see `Method.reads` and, in training, `Method.studies`."""
+        if self.method is None:
+            return frozenset({"scores"})
+        return self.method.reads | (self.method.studies if self.training else frozenset())
 
     def prompt(self, batch: Batch) -> Prompt:
         """The prompt for this batch: live in training, folded in evaluation where that is legal."""
@@ -246,6 +248,10 @@ class Tuned(nn.Module):
         # prompt tensors stay in float32 whatever precision the model runs in
         with torch.autocast(self.backbone.device.type, enabled=False):
             return self.method.prompt(view)
+
+    def teacher(self, view: View) -> Prompt | None:
+        """What the batch is run with besides, in training."""
+        return None if self.method is None or not self.training else self.method.teacher(view)
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the backbone says of each row."""

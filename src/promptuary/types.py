@@ -237,6 +237,7 @@ class Outputs:
     log-probability of the right answer.
     `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
     `target` [b]: the right answers, class index or value; absent outside training.
+    `taught`: what the same model says under the method's teacher, without gradients; of training alone.
     """
 
     view: View = field(default_factory=View)
@@ -245,6 +246,7 @@ class Outputs:
     answer: Float[Tensor, "b h"] | None = None
     words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
     target: Tensor | None = None
+    taught: Outputs | None = None
 
     def rows(self, rows: Int[Tensor, " n"]) -> Outputs:
         """The chosen rows, in the given order."""

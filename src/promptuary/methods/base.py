@@ -87,8 +87,8 @@ class Method(nn.Module, abc.ABC):
         title, paper: for tables and cards.
         reconstructed: whether it was rebuilt from partial sources (its card says which).
         sites: places of a backbone that it uses.
-        reads: what `scores` and `loss` look at: the task's "scores", the state of the "answer", and the "view", which
-            `loss` alone sees in any case.
+        reads: what `scores` looks at: the task's "scores", the state of the "answer", and the "view".
+        studies: what `loss` looks at besides; the view it always sees.
         whole_batches: whether its loss compares the rows of a batch, so that a batch cannot be cut into parts.
         groups: parameter name -> learning-rate group; the group's rate is the config field `<group>_lr`.
         undecayed: groups without weight decay.
@@ -106,6 +106,7 @@ class Method(nn.Module, abc.ABC):
     reconstructed: ClassVar[bool] = False
     sites: ClassVar[frozenset[str]] = frozenset({"input"})
     reads: ClassVar[frozenset[str]] = frozenset({"scores"})
+    studies: frozenset[str] = frozenset()
     whole_batches: ClassVar[bool] = False
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
     groups: ClassVar[Mapping[str, str]]
@@ -145,7 +146,7 @@ class Method(nn.Module, abc.ABC):
     @property
     def own_scores(self) -> bool:
         """Whether answers are read in a way of its own, so that the prompt alone is not all there is to it."""
-        return self.reads != {"scores"}
+        return type(self).scores is not Method.scores
 
     @abc.abstractmethod
     def build(self) -> None:
@@ -161,6 +162,10 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def prompt(self, view: View) -> Prompt:
         """The prompt now, differentiable. `view` holds what `needs` asked for."""
+
+    def teacher(self, view: View) -> Prompt | None:
+        """A frozen prompt under which a batch runs too in training, for `loss` to compare with; none by default."""
+        return None
 
     @classmethod
     @abc.abstractmethod

@@ -180,9 +180,15 @@ def changed_tensors_count_at_once(case: Case) -> None:
     with torch.no_grad():
         for group, wanted in zip(tuned.trained(), other.trained(), strict=True):
             group.parameter.copy_(wanted.parameter)
+        for own, value in zip(_constants(tuned), _constants(other), strict=True):
+            own.copy_(value)
     found = tuned.scores(batch)
     expect_close(found, other.scores(batch), "scores after the tensors changed, and of a new prompt with those")
     expect(not torch.equal(found, before), "other tensors give the same scores")
+
+
+def _constants(tuned: Tuned) -> list[Tensor]:
+    return [] if tuned.method is None else list(tuned.method.buffers())
 
 
 def mixed_precision_is_finite(case: Case) -> None:
