@@ -79,6 +79,18 @@ class Group:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: its share of the steps (or calls), and the parameters that it trains; None is all of them.
+
+    The shares of a method's stages sum to one. Each stage has a solver and a schedule of its own.
+    """
+
+    name: str
+    share: float = 1.0
+    parameters: frozenset[str] | None = None
+
+
 class Method(nn.Module, abc.ABC):
     """One published algorithm.
 
@@ -162,6 +174,13 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def prompt(self, view: View) -> Prompt:
         """The prompt now, differentiable. `view` holds what `needs` asked for."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of a run, one after the other; by default one that trains everything."""
+        return (Stage("all"),)
+
+    def begin(self, stage: int, source: Starting) -> None:
+        """Before the first step of a stage, from 0: a method may fill tensors anew; by default nothing happens."""
 
     def teacher(self, view: View) -> Prompt | None:
         """A frozen prompt under which a batch runs too in training, for `loss` to compare with; none by default."""
