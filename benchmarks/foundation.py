@@ -175,7 +175,7 @@ def one(values: dict[str, Any], backbone: Backbone, cell: tuple[Any, ...], rows:
     with tempfile.TemporaryDirectory() as folder:
         run = promptuary.load_run({**values, "out": f"{folder}/run"})
         training = Training(run, Listener(), backbone)
-        for test in (training.splits.test, training.rows["test"]):
+        for test in (training.course.splits.test, training.feed.rows["test"]):
             del test[max(rows, 1) :]
         result = training.run(resume=False, fresh=False)
     facts = result.facts
@@ -199,8 +199,8 @@ def zero_shot(values: dict[str, Any], backbone: Backbone, rows: int) -> float:
     """The frozen model alone on the same test rows."""
     with tempfile.TemporaryDirectory() as folder:
         training = Training(promptuary.load_run({**values, "out": f"{folder}/run"}), Listener(), backbone)
-    frozen = Tuned(backbone, training.task, None, max_length=64)
-    return evaluate(frozen, training.splits.test[:rows]).scores["accuracy"]
+    frozen = Tuned(backbone, training.course.task, None, max_length=64)
+    return evaluate(frozen, training.course.splits.test[:rows]).scores["accuracy"]
 
 
 def cost(backbone: str, rounds: int, command: str) -> None:

@@ -37,7 +37,7 @@ class Ours:
         train = {"batch_size": len(rows), **(train or {})}
         self.training = Training(shapes.run(folder, rows, held, method, **train), Listener(), held)
         self.training.prepare(resume=False)
-        self.tuned, self.rows = self.training.tuned, self.training.rows["train"]
+        self.tuned, self.rows = self.training.tuned, self.training.feed.rows["train"]
 
     @property
     def loop(self) -> Loop:

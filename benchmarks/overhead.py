@@ -29,8 +29,8 @@ import promptuary
 from cells import RESULTS, replace_rows
 from promptuary import runs
 from promptuary.backbones.base import Backbone
-from promptuary.config import Run
 from promptuary.data.collate import Row
+from promptuary.run import Run
 from promptuary.testing import tiny
 from promptuary.training import Listener, Training
 
@@ -78,7 +78,7 @@ def minimal(training: Training) -> Callable[[], None]:
     embed, words = model.get_input_embeddings(), training.tuned.asking.words.ids[:, 0]
     prompt = nn.Parameter(training.tuned.state()["method.rows"])
     optimizer = torch.optim.AdamW([prompt], lr=1e-3)
-    rows, order = training.rows["train"], random.Random(0)
+    rows, order = training.feed.rows["train"], random.Random(0)
     family = training.backbone.name
     extra = {"use_cache": False} if family == "causal" else {}
     prototypes = torch.randn(len(words), training.backbone.shape.width)

@@ -18,7 +18,7 @@ import transformers
 import promptuary
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.config import Run
+from promptuary.run import Run
 from promptuary.testing import tiny
 
 LABELS = {"positive": "good", "negative": "bad"}

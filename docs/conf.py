@@ -14,9 +14,10 @@ from sphinx.util import logging
 
 import promptuary
 from promptuary import registry
-from promptuary.config import PARTS, Run
+from promptuary.config import PARTS
 from promptuary.data.augment import AugmentConfig
 from promptuary.methods.base import MethodConfig
+from promptuary.run import Run
 from promptuary.settings import Settings
 from promptuary.tasks.base import TaskConfig
 

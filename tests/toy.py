@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from promptuary.config import Run, load_run
+from promptuary.config import load_run
+from promptuary.run import Run
 
 TASKS: dict[str, dict[str, Any]] = {
     "classify_words": {

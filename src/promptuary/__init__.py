@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_run": "promptuary.config",
-    "Run": "promptuary.config",
+    "Run": "promptuary.run",
     "train": "promptuary.training",
     "Result": "promptuary.training",
     "sweep": "promptuary.sweeping",
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from promptuary.backbones.base import Backbone
     from promptuary.building import match_budget
     from promptuary.checkpoint import load_prompt, save_prompt
-    from promptuary.config import Run, load_run
+    from promptuary.config import load_run
     from promptuary.errors import PromptuaryError
     from promptuary.evaluation import evaluate
     from promptuary.hosting import adapt
     from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
+    from promptuary.run import Run
     from promptuary.serve.engine import Engine
     from promptuary.sweeping import sweep
     from promptuary.training import Result, train

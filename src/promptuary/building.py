@@ -6,15 +6,19 @@ Knows no training.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.backbones.load import family_of, guess_family
 from promptuary.errors import ConfigError
-from promptuary.methods.base import Method, MethodConfig
+from promptuary.methods.base import Method, MethodConfig, SourcedConfig
 from promptuary.tasks.base import Task
 from promptuary.types import Shape
+
+PROMPTS = "prompts"
+"""The folder with the prompts of a run on several tasks."""
 
 
 def open_backbone(config: BackboneConfig) -> Backbone:
@@ -59,10 +63,18 @@ def shape_of(backbone: Backbone, task: Task | None) -> Shape:
 def build_method(config: MethodConfig, shape: Shape) -> Method:
     """A method from its settings; `match_length` is resolved first."""
     found = registry.load("methods", config.name)
+    if isinstance(config, SourcedConfig):
+        config = config.model_copy(update={"sources": tuple(one for name in config.sources for one in _prompts(name))})
     if config.match_length is not None:
         config = found.match_budget(config, config.match_length, shape)
     made: Method = found(config, shape)
     return made
+
+
+def _prompts(name: str) -> list[str]:
+    """A source; for the folder of a run on several tasks, the prompts of all of them."""
+    inside = Path(name) / PROMPTS
+    return sorted(str(one) for one in inside.iterdir() if one.is_dir()) if inside.is_dir() else [name]
 
 
 def match_budget(method: str, length: int, width: int | Shape, /, **settings: Any) -> MethodConfig:

@@ -5,86 +5,30 @@ Knows no tensors, files of data or devices; methods' and tasks' own settings are
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
 import yaml
-from pydantic import Field
 
 from promptuary import registry
 from promptuary.backbones.base import BackboneConfig
 from promptuary.data.load import DataConfig
 from promptuary.errors import ConfigError
-from promptuary.methods.base import MethodConfig
 from promptuary.registry import suggest
+from promptuary.run import JointRun, JointTask, MixtureConfig, Run, TrainConfig
 from promptuary.settings import Settings
-from promptuary.tasks.base import TaskConfig
 
-
-class TrainConfig(Settings):
-    """How a prompt is trained."""
-
-    steps: int = Field(500, ge=1, description="optimiser steps; epochs, if given, decides instead")
-    epochs: float | None = Field(None, gt=0, description="passes over the training data, instead of steps")
-    batch_size: int = Field(16, ge=1, description="examples per optimiser step, whatever accumulation is; DePT: 32")
-    accumulation: int = Field(
-        1, ge=1, description="parts that a batch is run in, to save memory; the result is the same"
-    )
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="AdamW (DePT), or Adafactor without parameter scaling (Lester et al. 2021)"
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after warm-up; DePT: linear")
-    warmup: float = Field(
-        0.06, ge=0, description="steps of warm-up (1 or more) or their part of all steps (below 1); our choice"
-    )
-    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together; DePT: 1.0")
-    mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 runs the model under autocast")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: much less memory, about 1.3 times the time"
-    )
-    bucket: bool = Field(True, description="batches of similar length (seeded, order stays random across buckets)")
-    evaluate_every: int | None = Field(None, ge=1, description="steps between validations; without it a tenth of all")
-    patience: int | None = Field(None, ge=1, description="stop after this many validations without a better score")
-    eval_batch_size: int = Field(32, ge=1, description="examples per batch in evaluation")
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; without it as evaluate_every")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; without it torch's own choice")
-
-
-class Run(Settings):
-    """Everything that one training run is."""
-
-    task: pydantic.SerializeAsAny[TaskConfig]
-    data: DataConfig
-    backbone: BackboneConfig
-    method: pydantic.SerializeAsAny[MethodConfig]
-    train: TrainConfig = TrainConfig()
-    seed: int = Field(0, ge=0, description="of data order, few-shot sample and starting values")
-    out: str = Field(
-        "out/run", min_length=1, description="folder of this run; everything is written there and nowhere else"
-    )
-    suite: str | None = Field(None, description="a prepared task and data set, such as glue/sst2")
-
-    def hash(self) -> str:
-        """16 hex digits over all settings but `out`."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"out"}), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def to_yaml(self) -> str:
-        """The resolved settings; loading them gives this run again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-PARTS: dict[str, type[Settings]] = {"data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig}
+PARTS: dict[str, type[Settings]] = {
+    "data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig, "mixture": MixtureConfig,
+}  # fmt: skip
 NAMED = {"task": "tasks", "method": "methods"}
 
 
-def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **changes: Any) -> Run:
-    """Read a run.
+def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **changes: Any) -> Run | JointRun:
+    """Read a run; one with `tasks` is a run on several of them.
 
     Args:
         source: a YAML file, or the same content as a mapping. `extends: other.yaml` (one level) is read first,
@@ -107,7 +51,8 @@ def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     top = {**values, **{path[0]: value for path, value in parsed if len(path) == 1}, **changes}
     if top.get("suite") is not None:
         values = merge(suite(top["suite"]), values)
-    return build(merge(override(values, parsed), changes))
+    whole = merge(override(values, parsed), changes)
+    return build(whole) if whole.get("tasks") is None else build_joint(whole)
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -130,27 +75,84 @@ def build(values: Mapping[str, Any]) -> Run:
     Raises:
         ConfigError: as `load_run`.
     """
-    unknown = [key for key in values if key not in Run.model_fields]
+    return Run.read(_checked(values, Run), where="")
+
+
+def part_of(run: JointRun, name: str) -> Run:
+    """The run on one of several tasks alone."""
+    own = run.tasks[name]
+    method = _named("method", {**run.method.model_dump(), **own.method})
+    same: dict[str, Any] = {key: getattr(run, key) for key in ("backbone", "train", "seed", "out")}
+    return Run(task=own.task, data=own.data, suite=own.suite, method=method, **same)
+
+
+def build_joint(values: Mapping[str, Any]) -> JointRun:
+    """Check a whole tree of several tasks.
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    tasks = values["tasks"]
+    if not isinstance(tasks, Mapping) or len(tasks) < 2:
+        raise ConfigError(f"tasks should be a mapping of at least two names to their task and data, got {tasks!r}")
+    other = next((name for name in ("task", "data", "suite") if values.get(name) is not None), None)
+    if other is not None:
+        raise ConfigError(f"a run has either tasks or {other}; move {other} into one of the tasks")
+    run = JointRun.read(_checked({**values, "tasks": {}}, JointRun), where="")
+    parts = {str(name): _joint_task(str(name), one) for name, one in tasks.items()}
+    run = run.model_copy(update={"tasks": parts})
+    for name in parts:
+        part_of(run, name)
+    return run
+
+
+def _checked(values: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
+    """A tree whose parts are checked one by one."""
+    unknown = [key for key in values if key not in kind.model_fields]
     if unknown:
-        raise ConfigError(f'unknown field "{unknown[0]}"{suggest(str(unknown[0]), list(Run.model_fields))}')
+        raise ConfigError(f'unknown field "{unknown[0]}"{suggest(str(unknown[0]), list(kind.model_fields))}')
     checked = dict(values)
     for part, model in PARTS.items():
         if part in checked:
             checked[part] = model.read(_mapping(checked[part], part), where=part)
-    for part, kind in NAMED.items():
-        if part not in checked:
-            raise ConfigError(f"{part} is required (known: {', '.join(registry.names(kind))})")
-        inner = _mapping(checked[part], part)
-        if "name" not in inner:
-            raise ConfigError(f"{part}.name is required (known: {', '.join(registry.names(kind))})")
-        name = inner["name"]
-        if not isinstance(name, str):
-            raise ConfigError(f"{part}.name: expected text, got {name!r} (known: {', '.join(registry.names(kind))})")
-        found = registry.load(kind, name)
-        # an outside method is named package.module:Class in the run file and keeps that name there
-        settings = found.Config.read({**inner, "name": found.name}, where=part)
-        checked[part] = settings.model_copy(update={"name": name})
-    return Run.read(checked, where="")
+    for part in NAMED:
+        if part in kind.model_fields and part != ("method" if kind is JointTask else ""):
+            checked[part] = _named(part, checked.get(part))
+    return checked
+
+
+def _named(part: str, value: Any) -> Any:
+    """Settings of what is known by its name."""
+    kind = NAMED[part]
+    if value is None:
+        raise ConfigError(f"{part} is required (known: {', '.join(registry.names(kind))})")
+    inner = _mapping(value, part)
+    if "name" not in inner:
+        raise ConfigError(f"{part}.name is required (known: {', '.join(registry.names(kind))})")
+    name = inner["name"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{part}.name: expected text, got {name!r} (known: {', '.join(registry.names(kind))})")
+    found = registry.load(kind, name)
+    # an outside method is named package.module:Class in the run file and keeps that name there
+    settings = found.Config.read({**inner, "name": found.name}, where=part)
+    return settings.model_copy(update={"name": name})
+
+
+def _joint_task(name: str, value: Any) -> JointTask:
+    """One of several tasks.
+
+    Raises:
+        ConfigError: names the task.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]{0,79}", name, re.ASCII):
+        raise ConfigError(f'tasks: "{name}" names a folder too; use letters, digits, ".", "_" and "-"')
+    values = _mapping(value, f"tasks.{name}")
+    try:
+        if values.get("suite") is not None:
+            values = merge(suite(values["suite"]), values)
+        return JointTask.read(_checked(values, JointTask), where="")
+    except ConfigError as error:
+        raise ConfigError(f"tasks.{name}: {error}") from None
 
 
 def schema() -> dict[str, Any]:

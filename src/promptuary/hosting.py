@@ -50,8 +50,9 @@ def adapt(
         settings = {"placement": "after_bos", **settings}
     try:
         config = found.Config.read({"name": method, **settings}, where="method")
-        tuned = Tuned(backbone, None, build_method(config, backbone.shape))
-        return tuned.initialise(torch.Generator().manual_seed(seed), *load_start(config, backbone))
+        made = build_method(config, backbone.shape)
+        tuned = Tuned(backbone, None, made)
+        return tuned.initialise(torch.Generator().manual_seed(seed), *load_start(made.config, backbone))
     except PromptuaryError:
         backbone.release()
         raise

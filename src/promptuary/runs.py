@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from promptuary import files
-from promptuary.config import Run
 from promptuary.errors import ConfigError, FileFormatError, StorageError
+from promptuary.run import AnyRun
 
 KEEP = 2
 """Checkpoints that are kept."""
@@ -36,20 +36,20 @@ LOCK = ".lock"
 PACKAGES = ("promptuary", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 FILES = ("run.yaml", "run.json", "environment.json", "metrics.jsonl", "result.json", "predictions.jsonl")
-"""Files of a run, beside its folders checkpoints/ and prompt/."""
+"""Files of a run, beside its folders checkpoints/ and prompt/ or prompts/."""
 
 
 class RunFolder:
     """One run's folder."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Name it; nothing is read or written yet."""
+    def __init__(self, path: str | Path, prompts: Sequence[str] = ("prompt",)) -> None:
+        """Name it, and its prompts; nothing is read or written yet."""
         self.path = Path(path)
-        self.prompt = self.path / "prompt"
+        self.prompts = [self.path / name for name in prompts]
         self.rows = self.path / "metrics.jsonl"
         self._held = False
 
-    def check(self, run: Run, *, resume: bool, fresh: bool) -> None:
+    def check(self, run: AnyRun, *, resume: bool, fresh: bool) -> None:
         """Refuse a folder that the run may not use; nothing is written.
 
         Args:
@@ -67,7 +67,7 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"out: {self.path} cannot be read: {error.strerror}") from error
 
-    def _check(self, run: Run, resume: bool, fresh: bool) -> None:
+    def _check(self, run: AnyRun, resume: bool, fresh: bool) -> None:
         note = self.path / "run.json"
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file; choose a folder")
@@ -85,7 +85,7 @@ class RunFolder:
         elif self.path.exists() and any(not item.name.startswith((".tmp-", LOCK)) for item in self.path.iterdir()):
             raise ConfigError(f"out: {self.path} is not empty and holds no run; choose another folder")
 
-    def open(self, run: Run, *, resume: bool, fresh: bool) -> None:
+    def open(self, run: AnyRun, *, resume: bool, fresh: bool) -> None:
         """`check`, then get the folder ready to be written; what dead processes left half-written is cleared away.
 
         Raises:
@@ -96,7 +96,7 @@ class RunFolder:
         note = self.path / "run.json"
         try:
             if note.exists() and fresh:
-                for folder in (self.path / "checkpoints", self.prompt):
+                for folder in (self.path / "checkpoints", *self.prompts):
                     if folder.exists():
                         shutil.rmtree(folder)
                 # the note stays, so that a crash in here leaves a folder that is still known as a run
@@ -113,7 +113,7 @@ class RunFolder:
         files.write_json(self.path / "environment.json", environment())
 
     @contextlib.contextmanager
-    def writing(self, run: Run, *, resume: bool, fresh: bool) -> Iterator[str | None]:
+    def writing(self, run: AnyRun, *, resume: bool, fresh: bool) -> Iterator[str | None]:
         """`open`, and keep every other process out until the end of the block, also if this one is killed.
 
         Yields:
@@ -194,7 +194,8 @@ class RunFolder:
 
         One that is damaged is as none: the end of the run is done again from its last checkpoint.
         """
-        parts = (self.path / "result.json", self.path / "predictions.jsonl", self.prompt / "prompt.json")
+        parts = [self.path / name for name in ("result.json", "predictions.jsonl")]
+        parts += [prompt / "prompt.json" for prompt in self.prompts]
         try:
             facts = files.read_json(parts[0]) if all(part.is_file() for part in parts) else {}
         except FileFormatError:

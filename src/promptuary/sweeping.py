@@ -18,14 +18,15 @@ import torch
 from promptuary import memory
 from promptuary.backbones.base import Backbone
 from promptuary.building import open_backbone
-from promptuary.config import Run
 from promptuary.data.collate import Row
 from promptuary.errors import ConfigError, Interrupted, PromptuaryError
 from promptuary.listening import Listener, Stop
 from promptuary.passes import outputs
+from promptuary.run import AnyRun, Run
 from promptuary.runs import RunFolder
 from promptuary.solvers.base import StepResult
 from promptuary.training import Result, Running, Training, loading
+from promptuary.tuned import Tuned
 from promptuary.types import Losses
 
 SHARED = ("backbone", "task", "train.mixed_precision", "train.gradient_checkpointing", "train.threads")
@@ -33,11 +34,11 @@ SHARED = ("backbone", "task", "train.mixed_precision", "train.gradient_checkpoin
 
 
 def sweep(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     *,
     resume: bool = False,
     fresh: bool = False,
-    listener: Callable[[Run], Listener] | None = None,
+    listener: Callable[[AnyRun], Listener] | None = None,
     backbone: Backbone | None = None,
     stop: Stop | None = None,
     at_once: int | None = None,
@@ -153,7 +154,7 @@ class Sweep:
 
     @staticmethod
     def _kind(training: Training) -> Hashable:
-        return None if training.backbone.mixes_prefixes else training.tuned.lengths[1]
+        return None if training.backbone.mixes_prefixes else _prompt(training).lengths[1]
 
     def _step(self, group: Sequence[Part]) -> list[StepResult] | None:
         """One step of each; None if memory ran out, and fewer go together from then on."""
@@ -214,19 +215,28 @@ def _losses(trainings: Sequence[Training], several: Sequence[Sequence[Row]]) -> 
     """Mean loss of the rows of each run, and what it is taken over, from one pass over all of them."""
     whole = trainings[0].tuned.batch([row for rows in several for row in rows])
     places = torch.arange(len(whole)).split([len(rows) for rows in several])
-    shares = [(one.tuned, at.tolist()) for one, at in zip(trainings, places, strict=True)]
+    shares = [(_prompt(one), at.tolist()) for one, at in zip(trainings, places, strict=True)]
     for (tuned, _), at, said in zip(shares, places, outputs(whole, shares), strict=True):
         batch = whole.rows(at.to(whole.index.device))
         yield tuned.losses(said, batch), tuned.weight(batch)
 
 
-def _check(runs: Sequence[Run], at_once: int | None) -> None:
+def _prompt(training: Training) -> Tuned:
+    """The prompt of a run; `_check` lets only those of one task in."""
+    tuned = training.tuned
+    assert isinstance(tuned, Tuned)
+    return tuned
+
+
+def _check(runs: Sequence[AnyRun], at_once: int | None) -> None:
     """Refuse runs that cannot share a model."""
     if not runs:
         raise ConfigError("a sweep needs at least one run")
     for run in runs:
         if not isinstance(run, Run):
-            raise ConfigError(f"sweep takes runs, got {type(run).__name__}; make them with promptuary.load_run(...)")
+            raise ConfigError(
+                f"sweep takes runs on one task each, got {type(run).__name__}; make them with promptuary.load_run(...)"
+            )
     if at_once is not None and (not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1):
         raise ConfigError(f"at_once: expected a whole number of at least 1, got {at_once!r}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -249,7 +259,7 @@ def _check(runs: Sequence[Run], at_once: int | None) -> None:
             )
 
 
-def _differing(one: Run, other: Run) -> Iterator[tuple[str, Any, Any]]:
+def _differing(one: AnyRun, other: AnyRun) -> Iterator[tuple[str, Any, Any]]:
     """Shared settings that are not the same: name, and both values."""
     for name in SHARED:
         mine, theirs = (_value(run, name) for run in (one, other))
@@ -261,7 +271,7 @@ def _differing(one: Run, other: Run) -> Iterator[tuple[str, Any, Any]]:
             yield name, mine, theirs
 
 
-def _value(run: Run, name: str) -> Any:
+def _value(run: AnyRun, name: str) -> Any:
     value: Any = run.model_dump(mode="json")
     for part in name.split("."):
         value = value[part]
@@ -271,7 +281,7 @@ def _value(run: Run, name: str) -> Any:
 def _check_tasks(trainings: Sequence[Training]) -> None:
     """What was left open in the task must have been settled in the same way by all data sets."""
     for number, one in enumerate(trainings[1:], start=2):
-        if one.task.settled() != trainings[0].task.settled():
+        if _prompt(one).task.settled() != _prompt(trainings[0]).task.settled():
             raise ConfigError(
                 f"the data of runs 1 and {number} have other labels, so their rows cannot be scored together; spell "
                 "task.labels out, or train them one by one"

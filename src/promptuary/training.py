@@ -22,22 +22,20 @@ from accelerate import PartialState
 from accelerate.utils import reduce as all_reduce
 from torch import Tensor
 
-from promptuary import checkpoint, files, memory, registry, training_facts
+from promptuary import memory, training_facts
 from promptuary.backbones.base import Backbone
-from promptuary.building import build_method, open_backbone, shape_of
-from promptuary.config import Run
+from promptuary.building import open_backbone
+from promptuary.course import open_course
 from promptuary.data.collate import Row
-from promptuary.data.load import Splits, load
 from promptuary.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
-from promptuary.evaluation import Evaluation, evaluate
+from promptuary.evaluation import Evaluation
+from promptuary.joint import JointEvaluation
 from promptuary.listening import Listener, Stop
-from promptuary.metrics import METRICS
+from promptuary.run import AnyRun
 from promptuary.runs import RunFolder
 from promptuary.seeds import seeded
 from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
-from promptuary.sources import load_start
-from promptuary.training_data import Feed
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
 from promptuary.tuned import Tuned
@@ -49,16 +47,29 @@ __all__ = ["Listener", "Result", "Stop", "Training", "seeded", "train"]
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, test scores by name, everything in result.json, and the prompt ready for use."""
+    """A finished run: its folder, test scores by name, everything in result.json, and its prompts by task."""
 
     dir: Path
     metrics: dict[str, float]
     facts: dict[str, Any]
-    prompt: Tuned
+    prompts: dict[str, Tuned]
+
+    @property
+    def prompt(self) -> Tuned:
+        """The prompt of a run on one task.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        if len(self.prompts) > 1:
+            raise ConfigError(
+                f"this run has several prompts: result.prompts[name], name one of {', '.join(self.prompts)}"
+            )
+        return next(iter(self.prompts.values()))
 
 
 def train(
-    run: Run,
+    run: AnyRun,
     *,
     resume: bool = False,
     fresh: bool = False,
@@ -80,7 +91,7 @@ def train(
         PromptuaryError: one line on what is wrong; `Interrupted` after a stop, `TrainingDiverged` and `OutOfMemory`
             after a state was saved.
     """
-    if not isinstance(run, Run):
+    if not isinstance(run, AnyRun):
         raise ConfigError(f"train takes a run, got {type(run).__name__}; make one with promptuary.load_run(...)")
     if resume and fresh:
         raise ConfigError("resume continues a run and fresh deletes it; choose one")
@@ -118,29 +129,26 @@ class Training:
     """One run while it happens."""
 
     def __init__(
-        self, run: Run, listener: Listener, backbone: Backbone | None = None, stop: Stop | None = None
+        self, run: AnyRun, listener: Listener, backbone: Backbone | None = None, stop: Stop | None = None
     ) -> None:
         """Load everything; nothing is written yet."""
         self.settings, self.listener, self.stop = run, listener, stop or Stop()
         if run.train.threads is not None:
             torch.set_num_threads(run.train.threads)
-        task_class = registry.load("tasks", run.task.name)
-        split_seed = run.data.split_seed if run.data.split_seed is not None else run.seed
-        required, check = task_class.required(run.task), task_class.check(run.task)
-        self.splits: Splits = load(run.data, required, seeded(split_seed, 1), check)
-        self.task = task_class(run.task, self.splits.train)
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
-        self.method = build_method(run.method, shape_of(self.backbone, self.task))
-        self.tuned = Tuned(self.backbone, self.task, self.method, max_length=run.data.max_length)
-        self.tuned.initialise(seeded(run.seed, 2), *load_start(run.method, self.backbone))
-        self.feed = Feed(run, self.splits, self.tuned)
-        self.rows, self.steps = self.feed.rows, self.feed.steps
-        self.folder = RunFolder(run.out)
+        self.course = open_course(run, self.backbone)
+        self.tuned, self.feed, self.steps = self.course.learner, self.course.feed, self.course.feed.steps
+        self.folder = RunFolder(run.out, self.course.folders)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
         self.remarks: list[str] = []
         self._saved = -1
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know before the first step."""
+        return [*self.course.notes, *self.backbone.notes(), *self.remarks]
 
     @property
     def evaluate_every(self) -> int:
@@ -214,7 +222,7 @@ class Training:
         )
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
-        for note in (*self.splits.notes, *self.feed.notes(), *self.backbone.notes(), *self.remarks):
+        for note in self.notes:
             self.listener.noted(note)
         self.listener.planned(self.plan())
 
@@ -342,13 +350,10 @@ class Training:
             f"the loss was not finite {STRIKES} times in a row: rolled back and halved the learning rates"
         )
 
-    def _evaluate(self, split: str, *, interval: bool) -> Evaluation:
+    def _evaluate(self, split: str, *, interval: bool) -> Evaluation | JointEvaluation:
         """Scores on a split; a batch size that memory could not hold is not tried again."""
         asked = self.progress.eval_batch_size or self.settings.train.eval_batch_size
-        examples = getattr(self.splits, split)
-        found = evaluate(
-            self.tuned, examples, rows=self.rows[split], batch_size=asked, interval=interval, check=self.stop.check
-        )
+        found = self.course.evaluate(split, batch_size=asked, interval=interval, check=self.stop.check)
         if found.batch_size < asked:
             self.progress.eval_batch_size = found.batch_size
             self._less(eval_batch_size=found.batch_size)
@@ -359,14 +364,14 @@ class Training:
 
         Of equal scores the first stays the best: what came later took more steps to no gain that was measured.
         """
-        progress, primary = self.progress, self.task.metrics[0]
+        progress, primary = self.progress, self.course.primary
         try:
             result = self._evaluate("validation", interval=False)
         except OutOfMemory:
             self._save()
             raise
         score = result.scores[primary]
-        sign = 1 if METRICS[primary].higher_is_better else -1
+        sign = 1 if self.course.higher_is_better else -1
         if progress.best is None or sign * score > sign * progress.best:
             # a score that is not finite stands until there is one
             progress.best = score if math.isfinite(score) else None
@@ -394,30 +399,24 @@ class Training:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
         if self.processes.is_main_process:
-            scores = {f"test {name}": score for name, score in tested.scores.items()}
-            data = self.settings.data.model_dump(include={"source", "subset", "revision"})
-            data["examples"] = facts["examples"]
-            checkpoint.save_prompt(self.tuned, self.folder.prompt, metrics=scores, data=data)
-            self.folder.predictions(tested.rows())
+            self.course.save(self.folder.path, tested)
+            self.folder.predictions(list(tested.rows()))
             self.folder.result(facts)
         if self.guard.lost:
             raise TrainingDiverged(
                 f"the last {progress.idle} steps were not finite; the prompt of step {progress.best_step}, the best "
                 "before them, is written all the same; lower method.prompt_lr, or use backbone.dtype: float32"
             )
-        return Result(self.folder.path, tested.scores, facts, self.tuned)
+        return Result(self.folder.path, tested.scores, facts, self.course.prompts)
 
     def _finished(self) -> Result | None:
         """The result of a run that has one already, just as it was; None if anything is left to do."""
         facts = self.folder.finished()
         if facts is None:
             return None
-        prompt = self.folder.prompt
-        known = checkpoint.read_facts(prompt)["sha256"]
-        self.tuned.restore(files.read_tensors(prompt / checkpoint.TENSORS, known[checkpoint.TENSORS]))
-        self.tuned.train(False)
+        self.course.reload(self.folder.path)
         self.listener.noted("this run is finished; its result is left as it is")
-        return Result(self.folder.path, facts["metrics"], facts, self.tuned)
+        return Result(self.folder.path, facts["metrics"], facts, self.course.prompts)
 
     # ---- processes, precision ---------------------------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from promptuary.config import Run
 from promptuary.data.augment import augmented
 from promptuary.data.collate import Row, batches
 from promptuary.data.load import Splits
 from promptuary.data.splits import SPLITS, naming
 from promptuary.errors import ConfigError
+from promptuary.run import Run
 from promptuary.seeds import seeded
 from promptuary.tuned import Tuned
 
@@ -80,7 +80,7 @@ class Feed:
                 bucket=self.run.train.bucket,
             )
             self._epoch = epoch
-        return [self._variant(index, epoch) for index in self._order[place]]
+        return [self.variant(index, epoch) for index in self._order[place]]
 
     def parts(self, rows: Sequence[Row], largest: int | None = None) -> list[Sequence[Row]]:
         """Rows of one process, cut into as many parts as accumulation asks for, and none larger than `largest`."""
@@ -94,8 +94,8 @@ class Feed:
             return float(sum(len(row.target_ids or ()) for row in rows))
         return float(len(rows))
 
-    def _variant(self, index: int, epoch: int) -> Row:
-        """A training row as this epoch sees it; only its text may differ from the row itself."""
+    def variant(self, index: int, epoch: int) -> Row:
+        """A training row as this epoch (or step) sees it; only its text may differ from the row itself."""
         row, config = self.rows["train"][index], self.run.data.augment
         if not config.active:
             return row

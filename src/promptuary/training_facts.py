@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from promptuary import memory
 from promptuary.backbones.causal import Causal
 from promptuary.evaluation import Evaluation
+from promptuary.joint import JointEvaluation
 from promptuary.runs import versions
 from promptuary.training_state import Progress
 
@@ -22,11 +23,6 @@ WRITES = [
     "run.yaml", "environment.json", "metrics.jsonl", "checkpoints/", "prompt/", "result.json", "predictions.jsonl",
 ]  # fmt: skip
 """What a run writes, for its plan."""
-
-
-def sizes(training: Training) -> dict[str, int]:
-    """Examples of each split."""
-    return {name: len(rows) for name, rows in training.rows.items()}
 
 
 def kept_bytes(training: Training) -> int:
@@ -56,17 +52,17 @@ def kept_bytes(training: Training) -> int:
 
 def plan(training: Training) -> dict[str, Any]:
     """What the run will do, before it does."""
-    run, trained = training.settings, training.tuned.trainable_parameters
+    run, trained, facts = training.settings, training.tuned.trainable_parameters, training.course.facts()
     lengths = training.feed.lengths
     weights = sum(p.numel() * p.element_size() for p in training.backbone.model.parameters())
     return {
-        "method": training.method.name,
-        "task": training.task.name,
+        "method": facts["method"],
+        "task": facts["task"],
         "backbone": f"{run.backbone.model} ({training.backbone.name}, {training.backbone.device.type})",
-        "examples": sizes(training),
-        "split_hash": training.splits.hash,
+        "examples": facts["examples"],
+        "split_hash": facts["split_hash"],
         "longest_text": lengths[-1],
-        "cut_texts": sum(row.encoded.cut > 0 for row in training.rows["train"]),
+        "cut_texts": sum(row.encoded.cut > 0 for row in training.feed.rows["train"]),
         "steps": training.steps,
         "batch_size": run.train.batch_size,
         "trainable_parameters": trained,
@@ -91,7 +87,7 @@ def verdict(progress: Progress) -> list[str]:
     return notes
 
 
-def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
+def result(training: Training, tested: Evaluation | JointEvaluation, notes: Sequence[str]) -> dict[str, Any]:
     """Everything in result.json.
 
     Args:
@@ -99,20 +95,19 @@ def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict
         tested: scores on the test split.
         notes: what `verdict` found.
     """
-    run, progress, primary = training.settings, training.progress, training.task.metrics[0]
+    run, progress, primary = training.settings, training.progress, training.course.primary
+    facts = training.course.facts()
     return {
-        "method": training.method.name,
-        "task": run.suite or run.task.name,
-        "data": run.data.source,
+        "method": facts["method"],
+        "task": facts["task"],
+        "data": facts["data"],
         "backbone": run.backbone.model,
         "seed": run.seed,
         "metrics": tested.scores,
         "primary_metric": primary,
         "interval_95": tested.interval,
         "validation": {primary: progress.best},
-        "examples": sizes(training),
-        "split_hash": training.splits.hash,
-        "skipped_rows": training.splits.skipped,
+        **{name: value for name, value in facts.items() if name not in ("method", "task", "data")},
         "trainable_parameters": training.tuned.trainable_parameters,
         "added_tokens": training.tuned.added_tokens,
         "steps": progress.step,
@@ -124,13 +119,7 @@ def result(training: Training, tested: Evaluation, notes: Sequence[str]) -> dict
         "skipped_steps": progress.skipped,
         "micro_batch": progress.micro_batch,
         "gradient_checkpointing": training.recompute,
-        "notes": [
-            *training.splits.notes,
-            *training.feed.notes(),
-            *training.backbone.notes(),
-            *training.remarks,
-            *notes,
-        ],
+        "notes": [*training.notes, *notes],
         "versions": versions(),
         "run_hash": run.hash(),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from promptuary.joint import Joint
 from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
 from promptuary.training_state import Progress, Snapshot, put_back, snapshot
@@ -28,7 +29,9 @@ class Guard:
     taken, or the one that the run began with.
     """
 
-    def __init__(self, tuned: Tuned, solver: GradientSolver, progress: Progress, sound: Snapshot | None = None) -> None:
+    def __init__(
+        self, tuned: Tuned | Joint, solver: GradientSolver, progress: Progress, sound: Snapshot | None = None
+    ) -> None:
         """Begin with the state as it is, or with the sound state of a resumed run."""
         self.tuned, self.solver, self.progress = tuned, solver, progress
         self.sound = sound or snapshot(tuned, solver)

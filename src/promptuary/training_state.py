@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptuary.joint import Joint
 from promptuary.seeds import seeded
 from promptuary.solvers.gradient import GradientSolver
 from promptuary.tuned import Tuned
@@ -64,12 +65,12 @@ class Progress:
         return statistics.median(self.times) if self.times else None
 
 
-def snapshot(tuned: Tuned, solver: GradientSolver) -> Snapshot:
+def snapshot(tuned: Tuned | Joint, solver: GradientSolver) -> Snapshot:
     """Copies of everything that is trained and of what the solver keeps."""
     return (tuned.state(), *solver.state())
 
 
-def put_back(tuned: Tuned, solver: GradientSolver, state: Snapshot) -> None:
+def put_back(tuned: Tuned | Joint, solver: GradientSolver, state: Snapshot) -> None:
     """Return to a snapshot, bit for bit."""
     tuned.restore(state[0])
     solver.restore(state[1], state[2])

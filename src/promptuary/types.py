@@ -146,6 +146,7 @@ class Batch:
     `target`: class index (long) or value (float), [b]; `target_ids`: answer to be written, padded with -100, [b, a].
     `prompt_index`: which of several prompts each row takes, [b]; absent means the first.
     `index`: place of each row in its data set, so that results can be put back in order.
+    `part`: which of the tasks of a run each row belongs to, [b]; absent where there is one.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -158,6 +159,7 @@ class Batch:
     target_ids: Int[Tensor, "b a"] | None = None
     candidates: Candidates | None = None
     prompt_index: Int[Tensor, " b"] | None = None
+    part: Int[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

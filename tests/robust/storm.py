@@ -29,9 +29,9 @@ import toy
 from promptuary import files
 from promptuary.building import build_method
 from promptuary.checkpoint import load_prompt, save_prompt
-from promptuary.config import Run
 from promptuary.errors import ConfigError
 from promptuary.listening import Listener
+from promptuary.run import Run
 from promptuary.runs import RunFolder
 from promptuary.tasks.classify import Classify
 from promptuary.training import train

@@ -20,8 +20,8 @@ import toy
 from promptuary import files
 from promptuary.checkpoint import load_prompt, save_prompt
 from promptuary.cli.main import main
-from promptuary.config import Run
 from promptuary.errors import StorageError
+from promptuary.run import Run
 from promptuary.runs import RunFolder
 from promptuary.training import Result, train
 

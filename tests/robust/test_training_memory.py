@@ -18,9 +18,9 @@ import torch
 import tiny
 import toy
 from promptuary import files
-from promptuary.config import Run
 from promptuary.errors import Interrupted, OutOfMemory
 from promptuary.listening import Listener, Stop
+from promptuary.run import Run
 from promptuary.training import Result, Training, train
 
 ERRORS = {

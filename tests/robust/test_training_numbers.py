@@ -18,10 +18,10 @@ from torch import Tensor
 import tiny
 import toy
 from promptuary import registry
-from promptuary.config import Run
 from promptuary.errors import TrainingDiverged
 from promptuary.listening import Listener
 from promptuary.methods.prompt_tuning import PromptTuning, PromptTuningConfig
+from promptuary.run import Run
 from promptuary.training import Training, train
 from promptuary.training_state import snapshot
 from promptuary.types import Losses, Prompt, View

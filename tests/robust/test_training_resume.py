@@ -18,9 +18,10 @@ import torch
 import tiny
 import toy
 from promptuary import registry
-from promptuary.config import Run, load_run
+from promptuary.config import load_run
 from promptuary.errors import Interrupted
 from promptuary.listening import Listener, Stop
+from promptuary.run import Run
 from promptuary.training import Training, train
 from promptuary.training_state import pack, snapshot
 

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from promptuary import registry
-from promptuary.config import Run, load_run, merge, parse_override, schema, suite, suites
+from promptuary.config import load_run, merge, parse_override, schema, suite, suites
 from promptuary.errors import ConfigError
+from promptuary.run import Run
 from promptuary.tasks.template import Template
 
 FILES = sorted((Path(__file__).parents[2] / "runs").glob("*.yaml"))
@@ -123,7 +124,7 @@ WRONG = {
     "unknown in task": (changed(task={"lables": []}), 'unknown field task.lables; did you mean "labels"?'),
     "unknown in backbone": (changed(backbone={"modle": "x"}), 'unknown field backbone.modle; did you mean "model"?'),
     "method of another": (changed(method={"pool": 1}), "unknown field method.pool"),
-    "no method": ({k: v for k, v in PROTOTYPE.items() if k != "method"}, "method is required (known: dept, ept,"),
+    "no method": ({k: v for k, v in PROTOTYPE.items() if k != "method"}, "method is required (known: "),
     "no task": ({k: v for k, v in PROTOTYPE.items() if k != "task"}, "task is required (known: choose, classify,"),
     "no method name": ({**PROTOTYPE, "method": {"rank": 1}}, "method.name is required (known: "),
     "no task name": ({**PROTOTYPE, "task": {"template": "{a}"}}, "task.name is required (known: "),

@@ -19,9 +19,10 @@ import tiny
 import toy
 from promptuary import memory, sweeping
 from promptuary.checkpoint import load_prompt
-from promptuary.config import Run, load_run
+from promptuary.config import load_run
 from promptuary.errors import ConfigError, Interrupted, OutOfMemory, PromptuaryError, TrainingDiverged
 from promptuary.listening import Listener, Stop
+from promptuary.run import Run
 from promptuary.sweeping import sweep
 from promptuary.training import Result, Training, train
 
@@ -231,7 +232,7 @@ def test_memory_that_does_not_hold_one_run_is_told_of_that_run(tmp_path: Path, m
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "none": (lambda where: sweep([]), "a sweep needs at least one run"),
-    "a path": (lambda where: sweep(["a.yaml"]), "sweep takes runs, got str"),  # type: ignore[list-item]
+    "a path": (lambda where: sweep(["a.yaml"]), "sweep takes runs on one task each, got str"),  # type: ignore[list-item]
     "at_once": (lambda where: sweep([toy.run(where)], at_once=0), "at_once: expected a whole number of at least 1"),
     "one folder": (lambda where: sweep([toy.run(where), toy.run(where)]), "runs 1 and 2 have the same folder"),
     "backbone": (

@@ -22,9 +22,9 @@ import tiny
 import toy
 from promptuary import registry
 from promptuary.checkpoint import load_prompt
-from promptuary.config import Run
 from promptuary.errors import ConfigError, FileFormatError, Interrupted, TrainingDiverged
 from promptuary.methods.prompt_tuning import PromptTuning, PromptTuningConfig
+from promptuary.run import Run
 from promptuary.training import Listener, Result, Stop, Training, train
 from promptuary.types import Prompt, View
 

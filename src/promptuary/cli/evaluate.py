@@ -17,6 +17,7 @@ from promptuary.errors import ConfigError
 
 if TYPE_CHECKING:
     from promptuary.data.load import DataConfig
+    from promptuary.run import Run
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     if predictions is not None:
         console.check_file("--predictions", predictions)
     folder = checkpoint.find_prompt(prompt)
-    config, seed = _data(folder.parent / "run.yaml", data, overrides or [])
+    config, seed = _data(folder, data, overrides or [])
     tuned = checkpoint.load_prompt(folder, model=model, device=device)
     task, settled = type(tuned.task), tuned.task.settled()
     # of other data than the run's own, the training rows are not what the prompt was trained on
@@ -74,7 +75,20 @@ def evaluate(
         )
 
 
-def _data(run_file: Path, source: str | None, overrides: list[str]) -> tuple[DataConfig, int]:
+def _run(folder: Path) -> Run | None:
+    """The run on the prompt's task, if it stands in a run's folder."""
+    from promptuary import config
+    from promptuary.building import PROMPTS
+    from promptuary.run import JointRun
+
+    around = folder.parent.parent if folder.parent.name == PROMPTS else folder.parent
+    if not (around / "run.yaml").is_file():
+        return None
+    run = config.load_run(around / "run.yaml")
+    return config.part_of(run, folder.name) if isinstance(run, JointRun) else run
+
+
+def _data(folder: Path, source: str | None, overrides: list[str]) -> tuple[DataConfig, int]:
     """Which examples, and the seed that chose the run's own."""
     from promptuary import config
     from promptuary.data.load import DataConfig
@@ -85,8 +99,7 @@ def _data(run_file: Path, source: str | None, overrides: list[str]) -> tuple[Dat
         # of a single file every row counts, so it stands for each split
         whole = {name: Path(source).name for name in ("validation", "test")} if Path(source).is_file() else {}
         values = {"source": source, **whole}
-    elif run_file.is_file():
-        run = config.load_run(run_file)
+    elif (run := _run(folder)) is not None:
         values, seed = run.data.model_dump(), run.seed
         seed = seed if run.data.split_seed is None else run.data.split_seed
     changes = [config.parse_override(override) for override in overrides]

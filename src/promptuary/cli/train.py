@@ -15,7 +15,7 @@ from promptuary.cli import console
 from promptuary.errors import ConfigError
 
 if TYPE_CHECKING:
-    from promptuary.config import Run
+    from promptuary.run import AnyRun
     from promptuary.training import Result
 
 
@@ -71,14 +71,14 @@ def train(
             *rows,
             ("best step", f"{facts['best_step']} of {facts['steps']}"),
             ("folder", str(result.dir)),
-            ("next", f'promptuary predict {result.dir} "your text"'),
+            ("next", f'promptuary predict {_usable(result)} "your text"'),
         ],
     )
     if as_json:
         console.emit({**facts, "dir": str(result.dir)})
 
 
-def _read(file: Path | None, overrides: Sequence[str], changes: Mapping[str, Any]) -> Run:
+def _read(file: Path | None, overrides: Sequence[str], changes: Mapping[str, Any]) -> AnyRun:
     """The settings of a run file, or of a run folder, which stays the folder unless another one is given."""
     import promptuary
 
@@ -99,6 +99,13 @@ def _several(files: Sequence[Path], overrides: Sequence[str], *, resume: bool, f
         listener=lambda run: console.Lines(Path(run.out).name),
         stop=Stop(hard=True),
     )
+
+
+def _usable(result: Result) -> Path:
+    """What `predict` takes: the run, or the first of its prompts where it has several."""
+    from promptuary.building import PROMPTS
+
+    return result.dir if len(result.prompts) == 1 else result.dir / PROMPTS / next(iter(result.prompts))
 
 
 def _summary(result: Result) -> tuple[str, str, str, str]:

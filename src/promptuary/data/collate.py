@@ -20,7 +20,7 @@ class Row:
     """One encoded example and what is to be learnt from it.
 
     `index`: its place in the data set; `target`: class index or value; `target_ids`: the answer to be written;
-    `choices`: token ids of this example's own candidate answers.
+    `choices`: token ids of this example's own candidate answers; `part`: which of the tasks of a run it belongs to.
     """
 
     encoded: Encoded
@@ -28,6 +28,7 @@ class Row:
     target: int | float | None = None
     target_ids: tuple[int, ...] | None = None
     choices: tuple[tuple[int, ...], ...] | None = None
+    part: int = 0
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b t"]:
@@ -76,6 +77,7 @@ def collate(rows: Sequence[Row], pad: int, *, segments: bool) -> Batch:
         target=target,
         target_ids=_padded(target_ids, IGNORED) if target_ids else None,
         candidates=pad_choices(choices) if choices else None,
+        part=torch.tensor([row.part for row in rows]) if any(row.part for row in rows) else None,
     )
 
 

@@ -19,9 +19,10 @@ from promptuary import registry
 from promptuary.backbones.base import Backbone
 from promptuary.building import shape_of
 from promptuary.checkpoint import save_prompt
-from promptuary.config import Run, load_run
+from promptuary.config import build
 from promptuary.data.collate import Row
 from promptuary.methods.base import Method, MethodConfig
+from promptuary.run import Run
 from promptuary.sources import load_start
 from promptuary.tasks.classify import Classify, ClassifyConfig
 from promptuary.testing import tiny
@@ -102,7 +103,7 @@ class Case:
         source = self.folder / "toy"
         if not source.exists():
             write_toy(source)
-        return load_run(
+        return build(
             {
                 "task": {
                     "name": "classify",

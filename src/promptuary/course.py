@@ -1,0 +1,196 @@
+"""What a run learns: one task with its examples and its prompt, or several of them side by side.
+
+Knows no optimiser, no loop, and no method, family or task by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from promptuary import checkpoint, files, registry
+from promptuary.backbones.base import Backbone
+from promptuary.building import PROMPTS, build_method, shape_of
+from promptuary.config import part_of
+from promptuary.data.load import Splits, load
+from promptuary.errors import PromptuaryError
+from promptuary.evaluation import Evaluation, evaluate
+from promptuary.joint import MEAN, Joint, JointEvaluation, JointFeed, check_metrics
+from promptuary.metrics import METRICS
+from promptuary.run import AnyRun, JointRun, Run
+from promptuary.seeds import seeded
+from promptuary.sources import load_start
+from promptuary.training_data import Feed
+from promptuary.tuned import Tuned
+
+
+class Course:
+    """One task: its examples, the prompt that learns it, and what that is fed."""
+
+    def __init__(self, run: Run, backbone: Backbone, place: str = "prompt") -> None:
+        """Load and encode the examples, and start the prompt.
+
+        Args:
+            run: the settings.
+            backbone: the frozen model.
+            place: where the prompt stands in the run's folder.
+
+        Raises:
+            PromptuaryError: one line on what is wrong with the settings, the data or an earlier prompt.
+        """
+        self.run, self.folders = run, (place,)
+        task_class = registry.load("tasks", run.task.name)
+        split_seed = run.data.split_seed if run.data.split_seed is not None else run.seed
+        required, check = task_class.required(run.task), task_class.check(run.task)
+        self.splits: Splits = load(run.data, required, seeded(split_seed, 1), check)
+        self.task = task_class(run.task, self.splits.train)
+        self.method = build_method(run.method, shape_of(backbone, self.task))
+        self.learner = Tuned(backbone, self.task, self.method, max_length=run.data.max_length)
+        self.learner.initialise(seeded(run.seed, 2), *load_start(self.method.config, backbone))
+        self.feed = Feed(run, self.splits, self.learner)
+
+    @property
+    def prompts(self) -> dict[str, Tuned]:
+        """The prompt, by the name of its task."""
+        return {self.task.name: self.learner}
+
+    @property
+    def primary(self) -> str:
+        """The score that chooses the best tensors."""
+        return self.task.metrics[0]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether that should rise."""
+        return METRICS[self.primary].higher_is_better
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the data."""
+        return [*self.splits.notes, *self.feed.notes()]
+
+    def facts(self) -> dict[str, Any]:
+        """What result.json says of it."""
+        return {
+            "method": self.method.name,
+            "task": self.run.suite or self.task.name,
+            "data": self.run.data.source,
+            "examples": sizes(self.feed),
+            "split_hash": self.splits.hash,
+            "skipped_rows": self.splits.skipped,
+        }
+
+    def evaluate(
+        self, split: str, *, batch_size: int, interval: bool, check: Callable[[], None] | None = None
+    ) -> Evaluation:
+        """Scores on a split; as `evaluation.evaluate`."""
+        examples, rows = getattr(self.splits, split), self.feed.rows[split]
+        return evaluate(self.learner, examples, rows=rows, batch_size=batch_size, interval=interval, check=check)
+
+    def save(self, folder: Path, tested: Any) -> None:
+        """Write the prompt as it is now, with its test scores in the card."""
+        scores = {f"test {name}": score for name, score in tested.scores.items()}
+        data = self.run.data.model_dump(include={"source", "subset", "revision"})
+        data["examples"] = sizes(self.feed)
+        checkpoint.save_prompt(self.learner, folder / self.folders[0], metrics=scores, data=data)
+
+    def reload(self, folder: Path) -> None:
+        """The prompt as it was written."""
+        prompt = folder / self.folders[0]
+        known = checkpoint.read_facts(prompt)["sha256"]
+        self.learner.restore(files.read_tensors(prompt / checkpoint.TENSORS, known[checkpoint.TENSORS]))
+        self.learner.train(False)
+
+
+class JointCourse:
+    """Several tasks: a prompt for each, or one for all."""
+
+    primary = MEAN
+    higher_is_better = True
+
+    def __init__(self, run: JointRun, backbone: Backbone) -> None:
+        """Load every task, and tie what their prompts share.
+
+        Raises:
+            PromptuaryError: one line on what is wrong, with the name of the task.
+        """
+        self.run = run
+        self.courses = {name: _opened(run, name, backbone) for name in run.tasks}
+        check_metrics({name: one.primary for name, one in self.courses.items()})
+        prompts = {name: one.learner for name, one in self.courses.items()}
+        self.learner = Joint(prompts, one=run.mixture.prompt == "one")
+        self.feed = JointFeed(run, {name: one.feed for name, one in self.courses.items()})
+
+    @property
+    def prompts(self) -> dict[str, Tuned]:
+        """The prompts, by task."""
+        return self.learner.parts
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the prompts stand in the run's folder."""
+        return tuple(folder for one in self.courses.values() for folder in one.folders)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the data."""
+        return [f"{name}: {note}" for name, one in self.courses.items() for note in one.notes]
+
+    def facts(self) -> dict[str, Any]:
+        """What result.json says of it; `data`, `split_hash` and `skipped_rows` by task, and the tasks' own examples."""
+        own = {name: one.facts() for name, one in self.courses.items()}
+        by_task = {key: {name: facts[key] for name, facts in own.items()} for key in ("data", "split_hash")}
+        return {
+            "method": self.run.method.name,
+            "task": "+".join(own),
+            **by_task,
+            "examples": sizes(self.feed),
+            "tasks": {name: {"task": facts["task"], "examples": facts["examples"]} for name, facts in own.items()},
+            "skipped_rows": {name: facts["skipped_rows"] for name, facts in own.items() if facts["skipped_rows"]},
+        }
+
+    def evaluate(
+        self, split: str, *, batch_size: int, interval: bool, check: Callable[[], None] | None = None
+    ) -> JointEvaluation:
+        """Scores of every task on a split, and their mean."""
+        found = {}
+        for name, one in self.courses.items():
+            found[name] = one.evaluate(split, batch_size=batch_size, interval=interval, check=check)
+            batch_size = min(batch_size, found[name].batch_size)
+        return JointEvaluation(found, {name: one.primary for name, one in self.courses.items()})
+
+    def save(self, folder: Path, tested: Any) -> None:
+        """Write the prompt of every task."""
+        for name, one in self.courses.items():
+            one.save(folder, tested.tasks[name])
+
+    def reload(self, folder: Path) -> None:
+        """The prompts as they were written."""
+        for one in self.courses.values():
+            one.reload(folder)
+
+
+def open_course(run: AnyRun, backbone: Backbone) -> Course | JointCourse:
+    """What a run learns.
+
+    Raises:
+        PromptuaryError: as the courses themselves.
+    """
+    if isinstance(run, Run):
+        return Course(run, backbone)
+    assert isinstance(run, JointRun)
+    return JointCourse(run, backbone)
+
+
+def _opened(run: JointRun, name: str, backbone: Backbone) -> Course:
+    """One of several tasks; what is wrong is said with its name."""
+    try:
+        return Course(part_of(run, name), backbone, f"{PROMPTS}/{name}")
+    except PromptuaryError as error:
+        raise type(error)(f"tasks.{name}: {error}") from None
+
+
+def sizes(feed: Feed | JointFeed) -> dict[str, int]:
+    """Examples of each split."""
+    return {name: len(rows) for name, rows in feed.rows.items()}
