@@ -5,6 +5,7 @@ Knows no training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,22 @@ def build_method(config: MethodConfig, shape: Shape) -> Method:
     """A method from its settings; `match_length` is resolved first."""
     found = registry.load("methods", config.name)
     if isinstance(config, SourcedConfig):
-        config = config.model_copy(update={"sources": tuple(one for name in config.sources for one in _prompts(name))})
+        config = config.model_copy(update={"sources": _all(config.sources)})
     if config.match_length is not None:
         config = found.match_budget(config, config.match_length, shape)
     made: Method = found(config, shape)
     return made
 
 
-def _prompts(name: str) -> list[str]:
-    """A source; for the folder of a run on several tasks, the prompts of all of them."""
-    inside = Path(name) / PROMPTS
-    return sorted(str(one) for one in inside.iterdir() if one.is_dir()) if inside.is_dir() else [name]
+def prompts_of(folder: Path) -> list[Path]:
+    """The prompts of a run on several tasks, given its folder; none for any other."""
+    inside = folder / PROMPTS
+    return sorted(one for one in inside.iterdir() if one.is_dir()) if inside.is_dir() else []
+
+
+def _all(sources: Sequence[str]) -> tuple[str, ...]:
+    """Sources; for the folder of a run on several tasks, the prompts of all of them."""
+    return tuple(one for name in sources for one in [str(path) for path in prompts_of(Path(name))] or [name])
 
 
 def match_budget(method: str, length: int, width: int | Shape, /, **settings: Any) -> MethodConfig:

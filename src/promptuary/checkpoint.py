@@ -18,7 +18,7 @@ from torch import Tensor
 import promptuary
 from promptuary import card, files, registry
 from promptuary.backbones.base import Backbone, BackboneConfig
-from promptuary.building import build_method, hold_backbone, open_backbone, shape_of
+from promptuary.building import build_method, hold_backbone, open_backbone, prompts_of, shape_of
 from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
 from promptuary.settings import Settings
 from promptuary.tuned import Tuned
@@ -244,6 +244,9 @@ def find_local(folder: str | Path) -> Path:
                 return found
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
+    several = prompts_of(path)
+    if several:
+        raise FileFormatError(f"{path} holds the prompts of several tasks; name one: {', '.join(map(str, several))}")
     raise FileFormatError(f"{path} holds no prompt (expected {FACTS} in it or in its folder prompt/)")
 
 

@@ -114,15 +114,21 @@ class GradientSolver:
         return part
 
     def update(self, reduce: Reduce | None = None) -> StepResult:
-        """Clip the gradients and step, if all is finite; see `step`."""
-        gradients, loss = list[Tensor](), self._loss
-        for parameter in self.parameters:
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            parameter.grad = gradient if reduce is None else reduce(gradient)
-            gradients.append(parameter.grad)
+        """Clip the gradients and step, if all is finite; see `step`.
+
+        A tensor that took no part in the loss (its task is not in the batch) is left alone, with all that the optimiser
+        keeps of it.
+        """
+        loss = self._loss
         if reduce is not None:
             loss = reduce(loss)
-        total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
+            part = reduce(torch.tensor([float(p.grad is not None) for p in self.parameters], device=loss.device))
+            for parameter, count in zip(self.parameters, part.tolist(), strict=True):
+                if count:  # of processes whose rows it had a part in
+                    parameter.grad = reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norms = [torch.linalg.vector_norm(one) for one in gradients] or [torch.zeros((), device=loss.device)]
+        total = torch.linalg.vector_norm(torch.stack(norms))
         # one wait for the device, not two
         value, norm = torch.stack([loss, total.to(loss.dtype)]).tolist()
         if not math.isfinite(value):

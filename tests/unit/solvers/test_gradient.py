@@ -119,7 +119,8 @@ def test_processes_are_summed() -> None:
     other = Squares()
     # what a second process with the other half would add
     (other.loss(halves[1]).total * 0.5).backward()
-    extra = iter([*(parameter.grad for parameter in other.parameters), other.loss(halves[1]).total.detach() * 0.5])
+    grads = [parameter.grad for parameter in other.parameters]
+    extra = iter([other.loss(halves[1]).total.detach() * 0.5, torch.ones(len(grads)), *grads])
 
     def reduce(value: Tensor) -> Tensor:
         return value + next(extra)
