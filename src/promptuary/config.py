@@ -24,7 +24,7 @@ from promptuary.settings import Settings
 PARTS: dict[str, type[Settings]] = {
     "data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig, "mixture": MixtureConfig,
 }  # fmt: skip
-NAMED = {"task": "tasks", "method": "methods"}
+NAMED = {"task": "tasks", "method": "methods", "solver": "solvers"}
 
 
 def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **changes: Any) -> Run | JointRun:
@@ -82,7 +82,7 @@ def part_of(run: JointRun, name: str) -> Run:
     """The run on one of several tasks alone."""
     own = run.tasks[name]
     method = _named("method", {**run.method.model_dump(), **own.method})
-    same: dict[str, Any] = {key: getattr(run, key) for key in ("backbone", "train", "seed", "out")}
+    same: dict[str, Any] = {key: getattr(run, key) for key in ("backbone", "train", "solver", "seed", "out")}
     return Run(task=own.task, data=own.data, suite=own.suite, method=method, **same)
 
 
@@ -115,9 +115,11 @@ def _checked(values: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
     for part, model in PARTS.items():
         if part in checked:
             checked[part] = model.read(_mapping(checked[part], part), where=part)
-    for part in NAMED:
-        if part in kind.model_fields and part != ("method" if kind is JointTask else ""):
-            checked[part] = _named(part, checked.get(part))
+    # what is other in the method of one of several tasks is no whole method
+    for part in ("task",) if kind is JointTask else NAMED:
+        if part not in kind.model_fields or (part == "solver" and checked.get(part) is None):
+            continue  # without `solver` the method chooses
+        checked[part] = _named(part, checked.get(part))
     return checked
 
 

@@ -5,7 +5,7 @@ Knows no optimiser, no loop, and no method, family or task by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from promptuary.backbones.base import Backbone
 from promptuary.building import PROMPTS, build_method, shape_of
 from promptuary.config import part_of
 from promptuary.data.load import Splits, load
-from promptuary.errors import PromptuaryError
+from promptuary.errors import ConfigError, PromptuaryError
 from promptuary.evaluation import Evaluation, evaluate
 from promptuary.joint import MEAN, Joint, JointEvaluation, JointFeed, check_metrics
+from promptuary.methods.base import Stage
 from promptuary.metrics import METRICS
 from promptuary.run import AnyRun, JointRun, Run
 from promptuary.seeds import seeded
@@ -69,6 +70,31 @@ class Course:
     def notes(self) -> list[str]:
         """What a person should know about the data."""
         return [*self.splits.notes, *self.feed.notes()]
+
+    @property
+    def solver(self) -> str:
+        """The method's own solver."""
+        return self.method.solver
+
+    @property
+    def advice(self) -> Mapping[str, Any]:
+        """Settings of the solver that the method gives where they are left open."""
+        return self.method.advice
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the run, one after the other."""
+        return self.method.stages()
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether a batch cannot be cut."""
+        return self.method.whole_batches
+
+    def begin(self, stage: int) -> None:
+        """Before the first step of a later stage."""
+        sources = load_start(self.method.config, self.learner.backbone)
+        self.learner.begin(stage, seeded(self.run.seed, 9, stage), *sources)
 
     def facts(self) -> dict[str, Any]:
         """What result.json says of it."""
@@ -136,6 +162,37 @@ class JointCourse:
     def notes(self) -> list[str]:
         """What a person should know about the data."""
         return [f"{name}: {note}" for name, one in self.courses.items() for note in one.notes]
+
+    @property
+    def solver(self) -> str:
+        """The method's own solver."""
+        return next(iter(self.courses.values())).solver
+
+    @property
+    def advice(self) -> Mapping[str, Any]:
+        """Settings of the solver that the method gives where they are left open."""
+        return next(iter(self.courses.values())).advice
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One: methods that learn in stages do so on one task.
+
+        Raises:
+            ConfigError: this method does.
+        """
+        found = {one.stages for one in self.courses.values()}
+        if any(len(stages) > 1 for stages in found):
+            raise ConfigError(f"{self.run.method.name} learns in stages with these settings: train it on one task")
+        return (Stage("all"),)
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether a batch cannot be cut."""
+        return any(one.whole_batches for one in self.courses.values())
+
+    def begin(self, stage: int) -> None:
+        """Never called: there is one stage."""
+        raise AssertionError(stage)
 
     def facts(self) -> dict[str, Any]:
         """What result.json says of it; `data`, `split_hash` and `skipped_rows` by task, and the tasks' own examples."""

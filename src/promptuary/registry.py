@@ -16,7 +16,7 @@ from typing import Any
 
 from promptuary.errors import ConfigError
 
-KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task"}
+KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task", "solvers": "Solver"}
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
 _HELPERS = {

@@ -17,6 +17,7 @@ from promptuary.backbones.base import BackboneConfig
 from promptuary.data.load import DataConfig
 from promptuary.methods.base import MethodConfig
 from promptuary.settings import Settings
+from promptuary.solvers.base import SolverConfig
 from promptuary.tasks.base import TaskConfig
 
 
@@ -55,6 +56,7 @@ class AnyRun(Settings):
     backbone: BackboneConfig
     method: pydantic.SerializeAsAny[MethodConfig]
     train: TrainConfig = TrainConfig()
+    solver: pydantic.SerializeAsAny[SolverConfig] | None = None
     seed: int = Field(0, ge=0, description="of data order, few-shot sample and starting values")
     out: str = Field(
         "out/run", min_length=1, description="folder of this run; everything is written there and nowhere else"

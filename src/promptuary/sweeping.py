@@ -25,6 +25,7 @@ from promptuary.passes import outputs
 from promptuary.run import AnyRun, Run
 from promptuary.runs import RunFolder
 from promptuary.solvers.base import StepResult
+from promptuary.solvers.gradient import GradientSolver
 from promptuary.training import Result, Running, Training, loading
 from promptuary.tuned import Tuned
 from promptuary.types import Losses
@@ -188,13 +189,13 @@ class Sweep:
 def together(group: Sequence[Part]) -> list[StepResult]:
     """Forward and backward over the rows of all, and the update of each."""
     trainings = [part.training for part in group]
-    first = trainings[0]
+    first, solvers = trainings[0], [_solver(training) for training in trainings]
     pieces, weights = list[Sequence[Sequence[Row]]](), list[float]()
     for part in group:
         training, rows = part.training, part.rows or []
         training.tuned.train(True)
         training.tuned.moment = training.settings.seed, training.progress.step
-        training.solver.begin()
+        _solver(training).begin()
         pieces.append(training.feed.parts(rows, training.progress.micro_batch))
         weights.append(training.feed.weight(rows))
     with first.backbone.recomputing(any(one.recompute for one in trainings)), first.precision():
@@ -203,12 +204,12 @@ def together(group: Sequence[Part]) -> list[StepResult]:
             there = [place for place, rows in enumerate(several) if rows is not None]
             found = _losses([trainings[place] for place in there], [several[place] for place in there])
             shares = [
-                trainings[place].solver.share(losses, weight / weights[place])
+                solvers[place].share(losses, weight / weights[place])
                 for place, (losses, weight) in zip(there, found, strict=True)
             ]
             # each tensor belongs to one run, whose own rows are all that reaches it
             torch.stack(shares).sum().backward()
-    return [training.solver.update() for training in trainings]
+    return [solver.update() for solver in solvers]
 
 
 def _losses(trainings: Sequence[Training], several: Sequence[Sequence[Row]]) -> Iterator[tuple[Losses, int]]:
@@ -226,6 +227,13 @@ def _prompt(training: Training) -> Tuned:
     tuned = training.tuned
     assert isinstance(tuned, Tuned)
     return tuned
+
+
+def _solver(training: Training) -> GradientSolver:
+    """The solver of a run; `_check_tasks` lets no other in."""
+    solver = training.solver
+    assert isinstance(solver, GradientSolver)
+    return solver
 
 
 def _check(runs: Sequence[AnyRun], at_once: int | None) -> None:
@@ -280,6 +288,12 @@ def _value(run: AnyRun, name: str) -> Any:
 
 def _check_tasks(trainings: Sequence[Training]) -> None:
     """What was left open in the task must have been settled in the same way by all data sets."""
+    for number, one in enumerate(trainings, start=1):
+        if len(trainings) > 1 and not issubclass(one.staging.solver_class, GradientSolver):
+            raise ConfigError(
+                f"run {number} is solved by {one.staging.solver_class.name}, whose candidates fill the batches; "
+                "train it alone"
+            )
     for number, one in enumerate(trainings[1:], start=2):
         if _prompt(one).task.settled() != _prompt(trainings[0]).task.settled():
             raise ConfigError(

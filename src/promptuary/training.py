@@ -35,7 +35,7 @@ from promptuary.run import AnyRun
 from promptuary.runs import RunFolder
 from promptuary.seeds import seeded
 from promptuary.solvers.base import StepResult
-from promptuary.solvers.gradient import GradientSolver
+from promptuary.staging import Staging
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
 from promptuary.tuned import Tuned
@@ -138,7 +138,8 @@ class Training:
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
         self.processes = PartialState(cpu=self.backbone.device.type == "cpu")
         self.course = open_course(run, self.backbone)
-        self.tuned, self.feed, self.steps = self.course.learner, self.course.feed, self.course.feed.steps
+        self.staging = Staging(run, self.course, self.processes.num_processes)
+        self.tuned, self.feed, self.steps = self.course.learner, self.course.feed, self.staging.steps
         self.folder = RunFolder(run.out, self.course.folders)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
@@ -211,20 +212,22 @@ class Training:
 
     def prepare(self, resume: bool) -> None:
         """Make the solver; continue where a checkpoint stands."""
-        settings = self.settings.train
-        self.solver = GradientSolver(
-            self.tuned.trained(),
-            optimizer=settings.optimizer,
-            schedule=settings.schedule,
-            steps=self.steps,
-            warmup=int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * self.steps),
-            clip=settings.clip,
-        )
+        self.solver = self.staging.solver(0)
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
         for note in self.notes:
             self.listener.noted(note)
         self.listener.planned(self.plan())
+
+    def _next_stage(self) -> None:
+        """Go over to the next stage: its own solver, from the tensors as they are or as the method fills them anew."""
+        self.progress.stage += 1
+        self.course.begin(self.progress.stage)
+        self.solver = self.staging.solver(self.progress.stage)
+        self.guard = Guard(self.tuned, self.solver, self.progress, begun=self.progress.step)
+        self._row(
+            {"step": self.progress.step, "event": "stage", "stage": self.staging.stages[self.progress.stage].name}
+        )
 
     def _train(self) -> Steps:
         """All steps, with the state on disk at the end whatever that end is."""
@@ -250,13 +253,17 @@ class Training:
     def _loop(self) -> Steps:
         """Steps until the end, or until validation stops getting better."""
         progress, added = self.progress, self.feed.added
+        whole = self.feed.rows["train"] if self.staging.settings.whole else None
         while progress.step < self.steps and not self._exhausted():
+            while progress.step >= self.staging.borders[progress.stage + 1]:
+                self._next_stage()
             began = time.perf_counter()
             self.guard.before_step()
-            rows = self.feed.at(progress.step)
+            rows = self.feed.at(progress.step) if whole is None else whole
             taken, share = yield rows
             elapsed = (time.perf_counter() - began) * share
             progress.took(elapsed)
+            progress.calls += taken.calls
             row = {
                 "step": progress.step,
                 "loss": taken.loss if math.isfinite(taken.loss) else None,
@@ -280,11 +287,18 @@ class Training:
         """One optimiser step; in smaller parts of the same rows, as often as memory asks for that."""
         mine = rows[self.processes.process_index :: self.processes.num_processes]
         while True:
-            parts = self.feed.parts(mine, self.progress.micro_batch)
+            parts = self.feed.parts(mine, self._largest)
             taken = memory.attempt(functools.partial(self._pass, parts, self.feed.weight(rows)))
             if taken is not None:
                 return taken
             size = max(map(len, parts))
+            if self.course.whole_batches:
+                self._save()
+                raise OutOfMemory(
+                    f"step {self.progress.step + 1} runs out of memory, and the loss of this method compares the rows "
+                    "of a batch, so it cannot be cut; lower train.batch_size, or use train.gradient_checkpointing: "
+                    "true; the state is saved"
+                )
             if size == 1 and self.backbone.recomputes and not self.recompute:
                 self.progress.recompute = True
                 self._row({"step": self.progress.step, "event": "out of memory, gradient checkpointing switched on"})
@@ -319,6 +333,12 @@ class Training:
                 self.tuned, [self.tuned.batch(part) for part in parts], weight,
                 reduce=self._reduce, check=self.stop.check,
             )  # fmt: skip
+
+    @property
+    def _largest(self) -> int | None:
+        """Most rows in one part of a step."""
+        sizes = (self.progress.micro_batch, self.settings.train.batch_size if self.staging.settings.whole else None)
+        return min((size for size in sizes if size is not None), default=None)
 
     def _less(self, **size: int) -> None:
         """Say that something now runs in smaller pieces."""
@@ -466,7 +486,10 @@ class Training:
                 "anew with --fresh"
             )
         now, sound, self.best_state, self.progress = unpack(found[0], found[1])
+        self.solver = self.staging.solver(self.progress.stage)
         put_back(self.tuned, self.solver, now)
-        self.guard = Guard(self.tuned, self.solver, self.progress, sound)
+        self.guard = Guard(
+            self.tuned, self.solver, self.progress, sound, begun=self.staging.borders[self.progress.stage]
+        )
         self._row({"step": self.progress.step, "event": "resumed"})
         return True

@@ -115,6 +115,7 @@ def result(training: Training, tested: Evaluation | JointEvaluation, notes: Sequ
         "seconds_per_step_median": progress.median,
         "train_seconds": progress.seconds,
         "peak_memory_bytes": memory.peak(training.backbone.device),
+        "forward_calls": progress.calls if not training.staging.solver_class.uses_gradients else None,
         "rollbacks": progress.rollbacks,
         "skipped_steps": progress.skipped,
         "micro_batch": progress.micro_batch,

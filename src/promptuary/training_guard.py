@@ -9,8 +9,7 @@ import statistics
 from typing import Any
 
 from promptuary.joint import Joint
-from promptuary.solvers.base import StepResult
-from promptuary.solvers.gradient import GradientSolver
+from promptuary.solvers.base import Solver, StepResult
 from promptuary.training_state import Progress, Snapshot, put_back, snapshot
 from promptuary.tuned import Tuned
 
@@ -30,10 +29,15 @@ class Guard:
     """
 
     def __init__(
-        self, tuned: Tuned | Joint, solver: GradientSolver, progress: Progress, sound: Snapshot | None = None
+        self,
+        tuned: Tuned | Joint,
+        solver: Solver,
+        progress: Progress,
+        sound: Snapshot | None = None,
+        begun: int = 0,
     ) -> None:
-        """Begin with the state as it is, or with the sound state of a resumed run."""
-        self.tuned, self.solver, self.progress = tuned, solver, progress
+        """Begin with the state as it is, or with the sound state of a resumed run; the solver began at step `begun`."""
+        self.tuned, self.solver, self.progress, self.begun = tuned, solver, progress, begun
         self.sound = sound or snapshot(tuned, solver)
         self._candidate: Snapshot | None = None
 
@@ -73,7 +77,7 @@ class Guard:
         progress = self.progress
         progress.strikes, progress.rollbacks = 0, progress.rollbacks + 1
         put_back(self.tuned, self.solver, self.sound)
-        self.solver.seek(progress.step)
+        self.solver.seek(progress.step - self.begun)
         if progress.rollbacks > STRIKES:
             return False
         self.solver.slow_down(0.5)

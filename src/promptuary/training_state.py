@@ -16,7 +16,7 @@ from torch import Tensor
 
 from promptuary.joint import Joint
 from promptuary.seeds import seeded
-from promptuary.solvers.gradient import GradientSolver
+from promptuary.solvers.base import Solver
 from promptuary.tuned import Tuned
 
 TIMES = 1000
@@ -33,7 +33,8 @@ class Progress:
     `worse`: validations since the best one; `validated`: step of the last one; `strikes`: steps that were not finite
     since the last finite one or roll-back; `idle`: the same without regard to roll-backs; `skipped`: all of them;
     `micro_batch`, `eval_batch_size`: sizes that fitted into memory, where those of the settings did not; `recompute`:
-    single examples did not either, and layers run again since then; `times`: seconds of the newest steps; `losses`: of
+    single examples did not either, and layers run again since then; `stage`: which of the method's; `calls`: candidates
+    that were scored without gradients; `times`: seconds of the newest steps; `losses`: of
     the newest finite steps.
     """
 
@@ -49,6 +50,8 @@ class Progress:
     micro_batch: int | None = None
     eval_batch_size: int | None = None
     recompute: bool = False
+    stage: int = 0
+    calls: int = 0
     seconds: float = 0.0
     times: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -65,12 +68,12 @@ class Progress:
         return statistics.median(self.times) if self.times else None
 
 
-def snapshot(tuned: Tuned | Joint, solver: GradientSolver) -> Snapshot:
+def snapshot(tuned: Tuned | Joint, solver: Solver) -> Snapshot:
     """Copies of everything that is trained and of what the solver keeps."""
     return (tuned.state(), *solver.state())
 
 
-def put_back(tuned: Tuned | Joint, solver: GradientSolver, state: Snapshot) -> None:
+def put_back(tuned: Tuned | Joint, solver: Solver, state: Snapshot) -> None:
     """Return to a snapshot, bit for bit."""
     tuned.restore(state[0])
     solver.restore(state[1], state[2])

@@ -130,10 +130,19 @@ class Tuned(nn.Module):
             with torch.no_grad():
                 self.head.weight.copy_(kaiming_uniform(self.head.out_features, self.head.in_features, generator))
         if self.method is not None:
-            labels = () if self._asking is None else self._asking.word_ids
-            source = Starting(self.backbone.vocabulary, generator, saved, labels, sources)
+            source = self._starting(generator, saved, sources)
             self.method.cpu().initialise(source).to(self.backbone.device)
         return self.train(self.training)
+
+    def begin(self, stage: int, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]) -> None:
+        """Before the first step of a later stage: the method may fill tensors anew."""
+        if self.method is not None:
+            self.method.cpu().go_on(stage, self._starting(generator, saved, sources)).to(self.backbone.device)
+        self.train(self.training)
+
+    def _starting(self, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]) -> Starting:
+        labels = () if self._asking is None else self._asking.word_ids
+        return Starting(self.backbone.vocabulary, generator, saved, labels, sources)
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 

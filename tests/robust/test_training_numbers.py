@@ -24,7 +24,7 @@ from promptuary.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from promptuary.run import Run
 from promptuary.training import Training, train
 from promptuary.training_state import snapshot
-from promptuary.types import Losses, Prompt, View
+from promptuary.types import Losses, Outputs, Prompt, View
 
 STEPS = 8
 SKIPPED, ROLLED = "not finite, step skipped", "rolled back, learning rates halved"
@@ -48,14 +48,14 @@ class Brittle(PromptTuning):
             type(self).calls += 1
         return super().prompt(view)
 
-    def loss(self, task_loss: Tensor) -> Losses:
+    def loss(self, task_loss: Tensor, outputs: Outputs) -> Losses:
         if self.calls in self.steps:
             if self.kind == "gradient is NaN":
                 task_loss.register_hook(lambda gradient: gradient * torch.nan)
             # 1e32: a loss and gradients within float32, the squares in their norm beyond it
             factor = {"loss is NaN": torch.nan, "overflow": 1e32, "spike": 1e4}.get(self.kind, 1.0)
             task_loss = task_loss * factor + (torch.inf if self.kind == "loss is infinite" else 0.0)
-        return super().loss(task_loss)
+        return super().loss(task_loss, outputs)
 
 
 WHAT = {"loss is NaN": "loss", "loss is infinite": "loss", "gradient is NaN": "gradient", "overflow": "gradient"}

@@ -83,6 +83,7 @@ class Backbone(abc.ABC):
         answer_at: where an answer goes: at a "mask", at the "end" of the text, as a separate "target", or "none".
         abilities: "words" (score label words), "pool" (one vector per example), "generate".
         pooling: what a head reads by default.
+        differentiable: whether gradients reach a prompt; a model that only scores has none.
     """
 
     name: ClassVar[str]
@@ -92,6 +93,7 @@ class Backbone(abc.ABC):
     pooling: ClassVar[str]
     sites: ClassVar[frozenset[str]] = frozenset({"input", "offset"})
     words_at_head: bool = True
+    differentiable: bool = True
 
     def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig) -> None:
         """Freeze and wire a loaded model.

@@ -105,7 +105,7 @@ class Method(nn.Module, abc.ABC):
         groups: parameter name -> learning-rate group; the group's rate is the config field `<group>_lr`.
         undecayed: groups without weight decay.
         relative: groups whose rate is in units of the starting scale when `lr_unit` is "relative".
-        solver: the solver that trains it by default.
+        solver, advice: the solver that trains it by default, and values for what the solver's settings leave open.
         shared: parameters that all tasks of one run have in common; the others are each task's own.
         tiny: settings for the contract suite's tiny models (width 32, texts of up to 40 tokens).
         tiny_sources: settings of the methods of the earlier prompts that it starts from there.
@@ -124,7 +124,7 @@ class Method(nn.Module, abc.ABC):
     groups: ClassVar[Mapping[str, str]]
     undecayed: ClassVar[frozenset[str]] = frozenset({"modules"})
     relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
-    solver: ClassVar[str] = "gradient"
+    solver: str = "gradient"
     shared: ClassVar[frozenset[str]] = frozenset()
     tiny: ClassVar[Mapping[str, Any]] = {}
     tiny_sources: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -156,6 +156,11 @@ class Method(nn.Module, abc.ABC):
         return bool(self.needs)
 
     @property
+    def advice(self) -> Mapping[str, Any]:
+        """Values for settings of the solver that are left open, such as `sigma` of a search."""
+        return {}
+
+    @property
     def own_scores(self) -> bool:
         """Whether answers are read in a way of its own, so that the prompt alone is not all there is to it."""
         return type(self).scores is not Method.scores
@@ -180,7 +185,7 @@ class Method(nn.Module, abc.ABC):
         return (Stage("all"),)
 
     def begin(self, stage: int, source: Starting) -> None:
-        """Before the first step of a stage, from 0: a method may fill tensors anew; by default nothing happens."""
+        """Before the first step of a stage after the first, 1 or more: tensors may be filled anew; by default not."""
 
     def teacher(self, view: View) -> Prompt | None:
         """A frozen prompt under which a batch runs too in training, for `loss` to compare with; none by default."""
@@ -264,8 +269,17 @@ class Method(nn.Module, abc.ABC):
             self.redraw(int(torch.randint(2**53, (), generator=source.generator)))
         with torch.no_grad():
             self.fill(source)
-            for name, value in self.named_parameters():
-                self.start_scale[name] = float(value.pow(2).mean().sqrt()) if value.numel() else 0.0
+        return self._measured()
+
+    def go_on(self, stage: int, source: Starting) -> Method:
+        """Begin a stage after the first; relative learning rates refer to the tensors' scale then."""
+        with torch.no_grad():
+            self.begin(stage, source)
+        return self._measured()
+
+    def _measured(self) -> Method:
+        for name, value in self.named_parameters():
+            self.start_scale[name] = float(value.detach().pow(2).mean().sqrt()) if value.numel() else 0.0
         return self
 
     def first_rows(self, count: int, source: Starting) -> Tensor:

@@ -8,7 +8,8 @@ Notation: v [k] the vector, A [k, n d] drawn once and never trained, P_0 [n, d] 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -51,6 +52,11 @@ class BBT(Method):
     def settings(self) -> BBTConfig:
         """The settings with their own type."""
         return cast(BBTConfig, self.config)
+
+    @property
+    def advice(self) -> Mapping[str, Any]:
+        """The step size that A is scaled for."""
+        return {"sigma": self.settings.sigma}
 
     def build(self) -> None:
         """Vector v [k]; constants A [k, n d], which follows from a seed, P_0 [n, d] and the scale of A."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,11 @@ class MP2(Method):
     def solver(self) -> str:  # type: ignore[override]
         """Black-box adaptation has no gradient."""
         return "evolution" if self.settings.phase == "blackbox" else "gradient"
+
+    @property
+    def advice(self) -> Mapping[str, Any]:
+        """The step size of the release."""
+        return {"sigma": 0.1}
 
     @classmethod
     def sizes(cls, config: MethodConfig, shape: Shape) -> dict[str, tuple[int, ...]]:

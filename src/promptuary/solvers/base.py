@@ -1,17 +1,20 @@
-"""What a solver works on and what it gives back.
+"""What a solver is, what it works on, and what it gives back.
 
 Knows nothing about how the loss comes about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from promptuary.settings import Settings
 from promptuary.types import Batch, Losses
 
 
@@ -49,13 +52,15 @@ class Trained(Protocol):
 class StepResult:
     """One step over a whole batch: its loss, the norm of all gradients before clipping, the parts of the loss.
 
-    `fault`: what was not finite, so that no tensor was changed; None for a step that was taken.
+    `fault`: what was not finite, so that no tensor was changed; None for a step that was taken. `calls`: how often the
+    whole batch was scored without gradients.
     """
 
     loss: float
     grad_norm: float
     parts: dict[str, float]
     fault: Literal["loss", "gradient", "update"] | None = None
+    calls: int = 0
 
     @property
     def applied(self) -> bool:
@@ -65,3 +70,109 @@ class StepResult:
 
 Reduce = Callable[[Tensor], Tensor]
 Batches = Sequence[Batch]
+
+
+class Together(Protocol):
+    """Scores several candidates in one forward pass."""
+
+    def __call__(self, batch: Batch, candidates: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss of the batch under each candidate, [n]; `candidates` are name -> [n, *size]."""
+
+
+class SolverConfig(Settings):
+    """Settings that every solver has; a solver adds its own."""
+
+    name: str = Field(description="gradient or evolution; without `solver` the method's own")
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step takes all training rows instead of a batch."""
+        return False
+
+    def steps(self, planned: int) -> int:
+        """Steps of the run, where the solver counts otherwise than the training settings."""
+        return planned
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a solver shall do: its tensors, for so many steps.
+
+    `optimizer`, `schedule`, `warmup` (steps) and `clip` are those of the training settings; `advice`: settings that the
+    method gives for those that were left open; `together`: scores several candidates at once, where that can be done.
+    """
+
+    tensors: Sequence[Trained]
+    steps: int
+    seed: int
+    optimizer: str = "adamw"
+    schedule: str = "constant"
+    warmup: int = 0
+    clip: float = 1.0
+    advice: Mapping[str, Any] = field(default_factory=dict)
+    together: Together | None = None
+
+
+class Solver(abc.ABC):
+    """Makes tensors better step by step.
+
+    Facts that a solver declares:
+        name: file name, and what the user types.
+        uses_gradients: whether it asks the loss for them.
+    """
+
+    name: ClassVar[str]
+    uses_gradients: ClassVar[bool]
+    Config: ClassVar[type[SolverConfig]]
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, config: SolverConfig, job: Job) -> Solver:
+        """One for a job.
+
+        Raises:
+            ConfigError: settings that cannot be.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        learner: Learner,
+        batches: Batches,
+        total_weight: float,
+        *,
+        reduce: Reduce | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """One step over the parts of a batch.
+
+        Args:
+            learner: gives the loss.
+            batches: parts of one batch.
+            total_weight: sum of the weights of all parts, on all processes.
+            reduce: sums a tensor over processes.
+            check: called before each forward pass; may raise to stop, with nothing changed.
+
+        Returns:
+            What became of it; where something was not finite, no tensor is changed.
+        """
+
+    @abc.abstractmethod
+    def rates(self) -> dict[str, float]:
+        """Learning rates or step sizes now."""
+
+    @abc.abstractmethod
+    def seek(self, step: int) -> None:
+        """Go to a place in the schedule, in steps of the job."""
+
+    @abc.abstractmethod
+    def slow_down(self, factor: float) -> None:
+        """Multiply every rate, now and from here on."""
+
+    @abc.abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors by name, and numbers."""
+
+    @abc.abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Put a state back, exactly; the trained tensors themselves are the caller's."""

@@ -13,12 +13,34 @@ import torch
 import transformers
 from torch import Tensor
 
-from promptuary.solvers.base import Batches, Learner, Reduce, StepResult, Trained
+from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Trained
 from promptuary.types import Losses
 
 
-class GradientSolver:
+class GradientConfig(SolverConfig):
+    """Settings of gradient descent: those of `train` (optimizer, schedule, warmup, clip), and no others."""
+
+    name: Literal["gradient"] = "gradient"
+
+
+class GradientSolver(Solver):
     """An optimiser with a schedule over tensors that each have their own learning rate."""
+
+    name = "gradient"
+    uses_gradients = True
+    Config = GradientConfig
+
+    @classmethod
+    def of(cls, config: SolverConfig, job: Job) -> GradientSolver:
+        """As the training settings say."""
+        return cls(
+            job.tensors,
+            optimizer=job.optimizer,
+            schedule=job.schedule,
+            steps=job.steps,
+            warmup=job.warmup,
+            clip=job.clip,
+        )
 
     def __init__(
         self,
