@@ -91,10 +91,10 @@ class Course:
         """Whether a batch cannot be cut."""
         return self.method.whole_batches
 
-    def begin(self, stage: int) -> None:
-        """Before the first step of a later stage."""
+    def begin(self, stage: int) -> Mapping[str, float]:
+        """Before the first step of a later stage; what the method says of it."""
         sources = load_start(self.method.config, self.learner.backbone)
-        self.learner.begin(stage, seeded(self.run.seed, 9, stage), *sources)
+        return self.learner.begin(stage, seeded(self.run.seed, 9, stage), *sources)
 
     def facts(self) -> dict[str, Any]:
         """What result.json says of it."""
@@ -190,7 +190,7 @@ class JointCourse:
         """Whether a batch cannot be cut."""
         return any(one.whole_batches for one in self.courses.values())
 
-    def begin(self, stage: int) -> None:
+    def begin(self, stage: int) -> Mapping[str, float]:
         """Never called: there is one stage."""
         raise AssertionError(stage)
 

@@ -221,13 +221,13 @@ class Training:
 
     def _next_stage(self) -> None:
         """Go over to the next stage: its own solver, from the tensors as they are or as the method fills them anew."""
-        self.progress.stage += 1
-        self.course.begin(self.progress.stage)
-        self.solver = self.staging.solver(self.progress.stage)
-        self.guard = Guard(self.tuned, self.solver, self.progress, begun=self.progress.step)
-        self._row(
-            {"step": self.progress.step, "event": "stage", "stage": self.staging.stages[self.progress.stage].name}
-        )
+        progress = self.progress
+        progress.stage += 1
+        told, name = dict(self.course.begin(progress.stage)), self.staging.stages[progress.stage].name
+        self.solver = self.staging.solver(progress.stage)
+        self.guard = Guard(self.tuned, self.solver, progress, begun=progress.step)
+        self._row({"step": progress.step, "event": "stage", "stage": name, **told})
+        self.listener.noted("; ".join((f"stage {name}", *(f"{key}: {value:.3f}" for key, value in told.items()))))
 
     def _train(self) -> Steps:
         """All steps, with the state on disk at the end whatever that end is."""

@@ -134,11 +134,16 @@ class Tuned(nn.Module):
             self.method.cpu().initialise(source).to(self.backbone.device)
         return self.train(self.training)
 
-    def begin(self, stage: int, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]) -> None:
-        """Before the first step of a later stage: the method may fill tensors anew."""
+    def begin(
+        self, stage: int, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]
+    ) -> Mapping[str, float]:
+        """Before the first step of a later stage: the method may fill tensors anew, and say something of it."""
+        told: Mapping[str, float] = {}
         if self.method is not None:
-            self.method.cpu().go_on(stage, self._starting(generator, saved, sources)).to(self.backbone.device)
+            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources))
+            self.method.to(self.backbone.device)
         self.train(self.training)
+        return told
 
     def _starting(self, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]) -> Starting:
         labels = () if self._asking is None else self._asking.word_ids

@@ -184,8 +184,13 @@ class Method(nn.Module, abc.ABC):
         """The parts of a run, one after the other; by default one that trains everything."""
         return (Stage("all"),)
 
-    def begin(self, stage: int, source: Starting) -> None:
-        """Before the first step of a stage after the first, 1 or more: tensors may be filled anew; by default not."""
+    def begin(self, stage: int, source: Starting) -> Mapping[str, float]:
+        """Before the first step of a stage after the first, 1 or more: tensors may be filled anew; by default not.
+
+        Returns:
+            What the log should say of it.
+        """
+        return {}
 
     def teacher(self, view: View) -> Prompt | None:
         """A frozen prompt under which a batch runs too in training, for `loss` to compare with; none by default."""
@@ -271,11 +276,12 @@ class Method(nn.Module, abc.ABC):
             self.fill(source)
         return self._measured()
 
-    def go_on(self, stage: int, source: Starting) -> Method:
+    def go_on(self, stage: int, source: Starting) -> Mapping[str, float]:
         """Begin a stage after the first; relative learning rates refer to the tensors' scale then."""
         with torch.no_grad():
-            self.begin(stage, source)
-        return self._measured()
+            told = self.begin(stage, source)
+        self._measured()
+        return told
 
     def _measured(self) -> Method:
         for name, value in self.named_parameters():

@@ -168,7 +168,7 @@ def test_a_real_models_loss_falls_without_any_graph(tmp_path: Path, family: str,
             assert solver.step(tuned, [batch], tuned.weight(batch)).applied
     with torch.no_grad():
         after = float(tuned.loss(batch).total)
-    assert after < 0.98 * before
+    assert after < 0.99 * before
     assert after == pytest.approx(solver.best_loss, rel=1e-4)
     assert all(p.grad is None for p in [*tuned.backbone.model.parameters(), *(g.parameter for g in groups)])
     training.backbone.release()
@@ -214,7 +214,9 @@ def test_a_population_runs_in_as_few_passes_as_fit(tmp_path: Path) -> None:
         )
         solver.step(tuned, [batch], len(batch))
         # the model is tried out once on a few rows before it is first used
-        assert [size // len(batch) for size in sizes if size >= len(batch)] == {None: [12], 5: [5, 5, 2], 1: [1] * 12}[at_once]
+        assert [size // len(batch) for size in sizes if size >= len(batch)] == {None: [12], 5: [5, 5, 2], 1: [1] * 12}[
+            at_once
+        ]
         points.append(solver.mean)
         tuned.restore(start)
     torch.testing.assert_close(points[0], points[1], rtol=0, atol=1e-9)
