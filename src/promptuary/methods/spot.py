@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from promptuary.errors import ConfigError
