@@ -17,7 +17,7 @@ from promptuary import registry
 from promptuary.config import PARTS
 from promptuary.data.augment import AugmentConfig
 from promptuary.methods.base import MethodConfig
-from promptuary.run import Run
+from promptuary.run import JointTask, Run
 from promptuary.settings import Settings
 from promptuary.tasks.base import TaskConfig
 
@@ -29,7 +29,7 @@ copyright = "The Promptuary authors; Apache-2.0"
 version = release = promptuary.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "methods/_list.md"]
 html_theme = "furo"
 html_title = f"Promptuary {release}"
 
@@ -101,12 +101,26 @@ def tables() -> dict[str, list[list[str]]]:
     """Page -> tables of settings that it must hold."""
     whole = [table(config) for config in (Run, *PARTS.values(), AugmentConfig, TaskConfig)]
     tasks = [table(registry.load("tasks", name).Config, TaskConfig) for name in registry.names("tasks")]
-    pages = {"run-file.md": [*whole, *tasks], "methods/index.md": [table(MethodConfig)]}
+    solvers = [table(registry.load("solvers", name).Config) for name in registry.names("solvers")]
+    joint = table(JointTask)
+    pages = {"run-file.md": [*whole, *tasks, *solvers, joint], "methods/index.md": [table(MethodConfig)]}
     for name in registry.names("methods"):
         found = registry.load("methods", name)
         if found.__module__ == f"promptuary.methods.{name}":
             pages[f"methods/{name}.md"] = [table(found.Config, MethodConfig)]
     return pages
+
+
+def listing(app: Any) -> None:
+    """Write the table of all methods, which their page includes: nobody lists them by hand."""
+    lines = ["| name | method | source | places | rebuilt from partial sources |", "|---|---|---|---|---|"]
+    for name in registry.names("methods"):
+        found = registry.load("methods", name)
+        if found.__module__ == f"promptuary.methods.{name}":
+            partial = "yes" if found.reconstructed else "no"
+            places = ", ".join(f"`{site}`" for site in sorted(found.sites))
+            lines.append(f"| [`{name}`]({name}.md) | {found.title} | {found.paper} | {places} | {partial} |")
+    (HERE / "methods" / "_list.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def check(app: Any) -> None:
@@ -128,6 +142,7 @@ def keep_first_line(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def setup(app: Any) -> None:
-    """Run the check before the pages are read, and the other before napoleon."""
+    """List the methods and run the check before the pages are read, and the other before napoleon."""
+    app.connect("builder-inited", listing)
     app.connect("builder-inited", check)
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)

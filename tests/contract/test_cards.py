@@ -15,7 +15,7 @@ from promptuary import registry
 from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
-from promptuary.testing import tiny
+from promptuary.testing import case_of, tiny
 from promptuary.training import train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,15 +57,17 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
             "task": {**run.task.model_dump(), "labels": words},
         }
     )
-    result = train(run.model_copy(update={"method": shrunk(run.method)}), backbone=tiny.backbone(family))
+    small_method = shrunk(run.method, family, tmp_path)
+    result = train(run.model_copy(update={"method": small_method}), backbone=tiny.backbone(family))
     assert result.facts["steps"] == 2
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 
-def shrunk(config: object) -> object:
+def shrunk(config: object, family: str, folder: Path) -> object:
     """The run file's own method settings, at the size of the tiny models."""
     found = registry.load("methods", config.name)  # type: ignore[attr-defined]
-    return config.model_copy(update={"match_length": None, **found.tiny})  # type: ignore[attr-defined]
+    sources = {"sources": tuple(case_of(found, family, folder).sources())} if found.tiny_sources else {}
+    return config.model_copy(update={"match_length": None, **found.tiny, **sources})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -55,17 +55,20 @@ class Case:
         """The method's settings for tiny models."""
         values = {"name": self.method.name, **self.settings, **changes}
         if self.method.tiny_sources and "sources" not in values:
-            values["sources"] = [self._source(number, one) for number, one in enumerate(self.method.tiny_sources)]
+            values["sources"] = self.sources()
         made: MethodConfig = self.method.Config.read(values, where="method")
         return made
 
-    def _source(self, number: int, settings: Mapping[str, Any]) -> str:
-        """The folder of an earlier prompt to start from."""
-        folder = self.folder / f"source-{number}"
-        if not folder.exists():
-            found = registry.load("methods", settings["name"])
-            save_prompt(case_of(found, self.family, self.folder, settings).tuned(seed=10 + number), folder)
-        return str(folder)
+    def sources(self) -> list[str]:
+        """Folders of earlier prompts to start from, where the method has to."""
+        folders = []
+        for number, settings in enumerate(self.method.tiny_sources):
+            folder = self.folder / f"source-{number}"
+            if not folder.exists():
+                found = registry.load("methods", settings["name"])
+                save_prompt(case_of(found, self.family, self.folder, settings).tuned(seed=10 + number), folder)
+            folders.append(str(folder))
+        return folders
 
     def backbone(self, seed: int = 0, **settings: Any) -> Backbone:
         """A fresh tiny model of the family."""
