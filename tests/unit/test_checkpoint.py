@@ -250,7 +250,7 @@ def test_damaged_tensors_are_refused_by_name(how: Any, saved: Path) -> None:
 FACTS: dict[str, tuple[dict[str, Any], str]] = {
     "another format": ({"format": "peft"}, "not a prompt of this project (format 'peft')"),
     "no format": ({"format": None}, "not a prompt of this project"),
-    "a newer version": ({"version": 3}, "format version 3, this release reads 1 and 2; upgrade promptuary"),
+    "a newer version": ({"version": 4}, "format version 4, this release reads 1 to 3; upgrade promptuary"),
     "no version": ({"version": None}, "format version None"),
     "no method": ({"method": None}, "incomplete: method"),
     "no width": ({"width": "32"}, "incomplete: width"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from promptuary.errors import NotFoldable, SiteError
 from promptuary.testing import tiny
 from promptuary.testing.case import Case, expect, expect_close, expect_raised, gradient, padded
+from promptuary.tuned import Tuned
 from promptuary.types import Batch, Prompt
 
 
