@@ -281,6 +281,25 @@ def test_no_gradient_reaches_the_teacher_and_training_draws_the_student_to_it() 
     assert all(value.grad is None for value in backbone.model.parameters())
 
 
+def test_a_teacher_made_of_trained_tensors_gets_no_gradient_as_a_teacher() -> None:
+    class Own(MPT):
+        def teacher(self, view: View) -> Prompt:
+            return Prompt(rows=2 * self.rows[None])
+
+    backbone = tiny.backbone("bert")
+    method = Own(MPTConfig(num_virtual_tokens=L, teacher="none"), backbone.shape)
+    with torch.no_grad():
+        for value in method.parameters():
+            value.fill_(0.5)
+    whole, batch = tuned(backbone, method)
+    found = whole.train(True).outputs(batch)
+    assert found.taught is not None
+    assert found.answer is not None
+    assert found.answer.requires_grad
+    assert not found.taught.answer.requires_grad
+    assert not found.taught.scores.requires_grad
+
+
 def test_the_teacher_costs_nothing_outside_training() -> None:
     backbone = tiny.backbone("bert")
     whole, batch = tuned(backbone, taught(backbone, noise(L, D, seed=8)))
