@@ -16,6 +16,7 @@ from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
 from promptuary.testing import tiny
+from promptuary.testing.case import Case, case_of
 from promptuary.training import train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,15 +58,18 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
             "task": {**run.task.model_dump(), "labels": words},
         }
     )
-    result = train(run.model_copy(update={"method": shrunk(run.method)}), backbone=tiny.backbone(family))
+    small_method = shrunk(run.method, case_of(registry.load("methods", name), family, tmp_path))
+    result = train(run.model_copy(update={"method": small_method}), backbone=tiny.backbone(family))
     assert result.facts["steps"] == 2
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 
-def shrunk(config: object) -> object:
-    """The run file's own method settings, at the size of the tiny models."""
-    found = registry.load("methods", config.name)  # type: ignore[attr-defined]
-    return config.model_copy(update={"match_length": None, **found.tiny})  # type: ignore[attr-defined]
+def shrunk(config: MethodConfig, case: Case) -> MethodConfig:
+    """The run file's own method settings, at the size of the tiny models, with earlier prompts where they name some."""
+    changes = {"match_length": None, **case.settings}
+    if config.origins:
+        changes["sources"] = case.config().origins
+    return config.model_copy(update=changes)
 
 
 @pytest.mark.parametrize("name", METHODS)
