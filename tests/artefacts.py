@@ -45,6 +45,7 @@ def tuned(where: Path, backbone: Backbone, method: str = "dept", task: str = "cl
     made = registry.load("tasks", run.task.name)(run.task, toy.rows(4))
     whole = Tuned(backbone, made, build_method(run.method, backbone.shape), max_length=40)
     generator = torch.Generator().manual_seed(seed)
+    whole.initialise(generator)
     for group in whole.trained():
         group.parameter.data.copy_(torch.randn(group.parameter.shape, generator=generator) / 4)
     return whole.train(False)
@@ -58,7 +59,7 @@ class Saved:
         self.path = where / "prompt"
         self.tuned = tuned(where, self.backbone, method, task)
         save_prompt(self.tuned, self.path)
-        self.content = {name: (self.path / name).read_bytes() for name in PARTS}
+        self.content = {path.name: path.read_bytes() for path in self.path.iterdir()}
         self.facts: dict[str, Any] = json.loads(self.content["prompt.json"])
         self.answers = self.ask()
 
@@ -84,10 +85,10 @@ class Saved:
         rest = {name: value for name, value in facts.items() if name != "checksum"}
         self.put("prompt.json", files.to_json(files.sealed(rest)))
 
-    def sign_tensors(self, content: bytes, **facts: Any) -> None:
+    def sign_tensors(self, content: bytes, name: str = "prompt.safetensors", **facts: Any) -> None:
         """Other tensors with hashes that fit."""
-        self.put("prompt.safetensors", content)
-        hashes = {**self.facts["sha256"], "prompt.safetensors": files.digest(content)}
+        self.put(name, content)
+        hashes = {**self.facts["sha256"], name: files.digest(content)}
         self.sign({**self.facts, "sha256": hashes, **facts})
 
     def refusal(self) -> str | None:

@@ -93,6 +93,11 @@ def _maker(tuned: Tuned, train: bool) -> Callable[[Batch], Prompt]:
             f"a prompt of {tuned.method.name} reads answers by itself, which a model with the prompt alone would not; "
             "use predict, or an Engine"
         )
+    if train and tuned.method.studies:
+        raise SiteError(
+            f"with these settings {tuned.method.name} has a loss of its own, which your own loop would leave out; use "
+            "promptuary train"
+        )
     if train or tuned.method.depends:
         return tuned.prompt
     folded = tuned.method.fold()

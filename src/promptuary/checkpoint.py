@@ -20,9 +20,10 @@ from promptuary import card, files, registry
 from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.building import build_method, hold_backbone, open_backbone, prompts_of, shape_of
 from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
+from promptuary.methods.base import Method, MethodConfig
 from promptuary.settings import Settings
 from promptuary.tuned import Tuned
-from promptuary.types import Prompt
+from promptuary.types import Prompt, Shape
 
 FORMAT, VERSION = "promptuary-prompt", 3
 READABLE = (1, 2, VERSION)
@@ -30,9 +31,6 @@ READABLE = (1, 2, VERSION)
 
 TENSORS, CONSTANTS, FOLDED = "prompt.safetensors", "constants.safetensors", "folded.safetensors"
 FACTS, CARD = "prompt.json", "README.md"
-
-MOST_DRAWN = 2**28
-"""Most numbers that are drawn again from a seed when a prompt is loaded: a gibibyte (our choice)."""
 
 IDENTITY = ("architecture", "embedding", "vectors", "tokenizer")
 """What every prompt knows of its base; `matrices` is missing where the base was quantised."""
@@ -69,11 +67,11 @@ def save_prompt(
     if method is None:
         raise NotFoldable("there is no prompt to save: this is the frozen model alone")
     state = tuned.state()
-    bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    constants = {f"method.{name}": value.cpu().clone() for name, value in method.constants(drawn=False).items()}
+    bad = [name for name, value in {**state, **constants}.items() if not bool(value.isfinite().all())]
     if bad:
         raise FileFormatError(f"not saved: {bad[0]} holds values that are not finite")
     contents = {TENSORS: files.tensor_bytes(state)}
-    constants = {f"method.{name}": value.cpu().clone() for name, value in method.constants(drawn=False).items()}
     if constants:
         contents[CONSTANTS] = files.tensor_bytes(constants)
     drawn = method.constants(drawn=True)
@@ -165,31 +163,40 @@ def load_prompt(
             f"{path / TENSORS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
             f"{needed if needed < 2**40 else 'far more'} on embeddings of width {backbone.shape.width}"
         )
-    with torch.device("meta"):  # sizes without memory
-        method = build_method(config, shape)
-    asked = sum(value.numel() for value in method.constants(drawn=False).values())
-    if asked != sum(value.numel() for value in constants.values()):
-        raise FileFormatError(
-            f"{path / CONSTANTS} does not hold the {asked} numbers that method {facts['method']} needs"
-        )
-    if sum(value.numel() for value in method.constants(drawn=True).values()) > MOST_DRAWN:
-        raise FileFormatError(f"{path / FACTS} asks for more than {MOST_DRAWN:,} drawn numbers, which is refused")
-    method = build_method(config, shape)
+    method = _built(path, facts, config, shape, constants)
     tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
     _same_sizes(path / TENSORS, facts["method"], tuned.state(), tensors)
-    own = {f"method.{name}": value for name, value in method.constants(drawn=False).items()}
-    _same_sizes(path / CONSTANTS, facts["method"], own, constants)
-    for name, value in own.items():
-        value.copy_(constants[name])
-    if facts.get("drawn") is not None:
-        method.redraw(facts["drawn"]["seed"])
-        if files.digest_of(method.constants(drawn=True)) != facts["drawn"]["sha256"]:
-            raise FileFormatError(
-                f"{path}: this machine draws other numbers from the prompt's seed than the one that trained it; use "
-                f"its folded form ({FOLDED}) instead"
-            )
     tuned.restore(tensors)
     return tuned
+
+
+def _built(
+    path: Path, facts: Mapping[str, Any], config: MethodConfig, shape: Shape, constants: Mapping[str, Tensor]
+) -> Method:
+    """The method with its constants, those of the file and those that are drawn again."""
+    try:
+        with torch.device("meta"):  # sizes without memory
+            asked = sum(value.numel() for value in build_method(config, shape).constants(drawn=False).values())
+    except ConfigError as error:
+        raise FileFormatError(f"{path / FACTS}: {error}") from None
+    held = sum(value.numel() for value in constants.values())
+    if asked != held:
+        raise FileFormatError(
+            f"{path / CONSTANTS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
+            f"{asked}"
+        )
+    method = build_method(config, shape)
+    copied = {f"method.{name}": value for name, value in method.constants(drawn=False).items()}
+    _same_sizes(path / CONSTANTS, facts["method"], copied, constants)
+    for name, value in copied.items():
+        value.copy_(constants[name])
+    drawn = facts.get("drawn") or {"seed": 0, "sha256": ""}
+    if files.digest_of(method.redraw(drawn["seed"]).constants(drawn=True)) != drawn["sha256"]:
+        raise FileFormatError(
+            f"{path}: the numbers that are drawn from the prompt's seed are not those that it was trained with; save "
+            f"it again where it was trained, with the same release of torch, or use its folded form ({FOLDED})"
+        )
+    return method
 
 
 def _same_sizes(path: Path, method: str, asked: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
@@ -304,7 +311,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     version = facts.get("version")
     if type(version) is not int or version not in READABLE:
         raise FileFormatError(
-            f"{path / FACTS} has format version {_short(version)}, this release reads {READABLE[0]} and {VERSION}; "
+            f"{path / FACTS} has format version {_short(version)}, this release reads {READABLE[0]} to {VERSION}; "
             "upgrade promptuary"
         )
     if version > 1 or "checksum" in facts:

@@ -42,7 +42,12 @@ def outputs(batch: Batch, shares: Sequence[Share]) -> list[Outputs]:
         return found
     with torch.no_grad():
         taught = _said(batch, shares, _together([one or Prompt() for one in teachers], batch, shares), parts)
-    return [replace(one, taught=other) for one, other in zip(found, taught, strict=True)]
+    # a head belongs to the prompt that it was trained with, and the teacher's is not here
+    taught = [replace(one, scores=None) if tuned.head else one for one, (tuned, _) in zip(taught, shares, strict=True)]
+    return [
+        one if teacher is None else replace(one, taught=other)
+        for one, other, teacher in zip(found, taught, teachers, strict=True)
+    ]
 
 
 def _said(batch: Batch, shares: Sequence[Share], prompts: Prompts, parts: Sequence[Part]) -> list[Outputs]:

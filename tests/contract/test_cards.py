@@ -15,7 +15,8 @@ from promptuary import registry
 from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
-from promptuary.testing import case_of, tiny
+from promptuary.testing import tiny
+from promptuary.testing.case import Case, case_of
 from promptuary.training import train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,17 +58,18 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
             "task": {**run.task.model_dump(), "labels": words},
         }
     )
-    small_method = shrunk(run.method, family, tmp_path)
+    small_method = shrunk(run.method, case_of(registry.load("methods", name), family, tmp_path))
     result = train(run.model_copy(update={"method": small_method}), backbone=tiny.backbone(family))
     assert result.facts["steps"] == 2
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 
-def shrunk(config: object, family: str, folder: Path) -> object:
-    """The run file's own method settings, at the size of the tiny models."""
-    found = registry.load("methods", config.name)  # type: ignore[attr-defined]
-    sources = {"sources": tuple(case_of(found, family, folder).sources())} if found.tiny_sources else {}
-    return config.model_copy(update={"match_length": None, **found.tiny, **sources})  # type: ignore[attr-defined]
+def shrunk(config: MethodConfig, case: Case) -> MethodConfig:
+    """The run file's own method settings, at the size of the tiny models, with earlier prompts where they name some."""
+    changes = {"match_length": None, **case.settings}
+    if config.origins:
+        changes["sources"] = case.config().origins
+    return config.model_copy(update=changes)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -132,7 +132,7 @@ def test_every_bit_of_the_facts_matters_or_changes_nothing(saved: Saved) -> None
     for old, new in (
         (b'"good"', b'"wood"'),
         (b'"max_length": 40', b'"max_length": 41'),
-        (b'"version": 2', b'"version": 1'),
+        (b'"version": 3', b'"version": 2'),
     ):
         assert old in content
         saved.put("prompt.json", content.replace(old, new))
@@ -238,6 +238,50 @@ def test_sizes_in_the_facts_cannot_ask_for_memory(saved: Saved) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024  # KiB
 
 
+@pytest.fixture(scope="module")
+def held() -> Iterator[Saved]:
+    """A prompt that holds constants, some of them drawn from a seed."""
+    with quick_folder() as folder:
+        yield Saved(folder, "bbt")
+
+
+def test_every_damaged_file_of_constants_is_refused(held: Saved) -> None:
+    held.restore()
+    content = held.content["constants.safetensors"]
+    for changed in (*cuts(content, 64), *flips(content, 256, 6), *GARBAGE):
+        held.put("constants.safetensors", changed)
+        assert str(held.path / "constants.safetensors") in (held.refusal() or "")
+    for changed in (*cuts(content, 64), *GARBAGE):
+        held.restore()
+        held.sign_tensors(changed, "constants.safetensors")
+        assert str(held.path / "constants.safetensors") in (held.refusal() or "")
+
+
+def test_constants_in_the_facts_cannot_ask_for_memory(held: Saved) -> None:
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    config = held.facts["method_config"]
+    for changes in (
+        # what is trained stays as large as it is: only drawn and copied numbers grow
+        {"method_config": {**config, "num_virtual_tokens": 10**6}},
+        {"method_config": {**config, "num_virtual_tokens": 10**12}},
+        {"method_config": {**config, "num_virtual_tokens": 10**30}},
+        {"method_config": {**config, "num_virtual_tokens": 10**6}, "constants": 32 * 10**6 + 1},
+        {"constants": 10**30},
+        {"constants": -1},
+        {"constants": True},
+        {"constants": "97"},
+    ):
+        held.restore()
+        held.sign({**held.facts, **changes})
+        assert str(held.path) in (held.refusal() or ""), changes
+    held.restore()
+    with (held.path / "constants.safetensors").open("r+b") as file:
+        file.truncate(2**33)  # a sparse file: no disk is used
+    assert "constants.safetensors has 8,589,934,592 bytes" in (held.refusal() or "")
+    assert time.perf_counter() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024  # KiB
+
+
 # ---- version 1 ------------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +292,7 @@ def test_a_committed_folder_of_version_1_is_read(tmp_path: Path) -> None:
     assert tensors["method.rows"].shape == (4, 32)
 
 
-def test_version_1_answers_as_version_2_does(saved: Saved) -> None:
+def test_version_1_answers_as_later_versions_do(saved: Saved) -> None:
     # the committed prompt on the base of this release's tiny models, whatever their random weights are
     shutil.rmtree(saved.path)
     shutil.copytree(VERSION_1, saved.path)

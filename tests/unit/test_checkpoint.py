@@ -22,6 +22,7 @@ from promptuary.building import build_method
 from promptuary.checkpoint import find_prompt, load_prompt, save_prompt
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, FileFormatError, FingerprintError, NotFoldable
+from promptuary.methods.bbt import BBT
 from promptuary.methods.dept import DePT
 from promptuary.methods.prompt_tuning import PromptTuning
 from promptuary.sources import load_source
@@ -250,7 +251,7 @@ def test_damaged_tensors_are_refused_by_name(how: Any, saved: Path) -> None:
 FACTS: dict[str, tuple[dict[str, Any], str]] = {
     "another format": ({"format": "peft"}, "not a prompt of this project (format 'peft')"),
     "no format": ({"format": None}, "not a prompt of this project"),
-    "a newer version": ({"version": 3}, "format version 3, this release reads 1 and 2; upgrade promptuary"),
+    "a newer version": ({"version": 4}, "format version 4, this release reads 1 to 3; upgrade promptuary"),
     "no version": ({"version": None}, "format version None"),
     "no method": ({"method": None}, "incomplete: method"),
     "no width": ({"width": "32"}, "incomplete: width"),
@@ -316,3 +317,148 @@ def test_an_outside_class_is_saved_under_its_own_name(tmp_path: Path) -> None:
     save_prompt(made.initialise(torch.Generator().manual_seed(0)), tmp_path / "p")
     assert isinstance(load_prompt(tmp_path / "p", backbone).method, PromptTuning)
     assert checkpoint.read_facts(tmp_path / "p")["method"] == "prompt_tuning"
+
+
+# ---- constants ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """A prompt with a matrix that is drawn, and rows and a scale that are copied."""
+    return save_prompt(constant(tmp_path), tmp_path / "held")
+
+
+def constant(where: Path, seed: int = 0, **settings: Any) -> Tuned:
+    return case_of(BBT, "masked", where, {**BBT.tiny, **settings}).tuned(seed=seed)
+
+
+def test_constants_come_back_bit_for_bit_and_a_drawn_one_takes_no_room(tmp_path: Path, held: Path) -> None:
+    made = constant(tmp_path)
+    again = load_prompt(held, tiny.backbone("masked"))
+    assert made.method is not None
+    assert again.method is not None
+    for drawn, names in ((False, {"base", "scale"}), (True, {"matrix"})):
+        found, wanted = again.method.constants(drawn=drawn), made.method.constants(drawn=drawn)
+        assert set(found) == set(wanted) == names
+        assert all(torch.equal(found[name], value) and bool(value.any()) for name, value in wanted.items())
+    assert again.predict(EXAMPLES) == made.predict(EXAMPLES)
+    kept = safetensors.torch.load_file(held / "constants.safetensors")
+    assert set(kept) == {"method.base", "method.scale"}
+    facts = json.loads((held / "prompt.json").read_text())
+    assert (facts["version"], facts["constants"], facts["trainable_parameters"]) == (3, 3 * 32 + 1, 6)
+    assert facts["drawn"]["seed"] == made.method.draw_seed
+    # saved again, it is the same folder
+    save_prompt(again, tmp_path / "again")
+    for name in ("prompt.safetensors", "constants.safetensors", "folded.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (held / name).read_bytes()
+    assert json.loads((tmp_path / "again" / "prompt.json").read_text())["drawn"] == facts["drawn"]
+
+
+def test_what_is_drawn_follows_from_the_seed_alone(tmp_path: Path) -> None:
+    one, same, other = (constant(tmp_path, seed).method for seed in (0, 0, 1))
+    assert one is not None
+    assert same is not None
+    assert other is not None
+    torch.manual_seed(7)
+    assert torch.equal(one.matrix, same.matrix)
+    assert not torch.equal(one.matrix, other.matrix)
+    assert torch.equal(other.redraw(one.draw_seed).matrix, one.matrix)
+
+
+def test_a_prompt_without_constants_has_no_such_file(saved: Path) -> None:
+    assert not (saved / "constants.safetensors").exists()
+    facts = json.loads((saved / "prompt.json").read_text())
+    assert (facts["constants"], facts["drawn"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"sha256": "0" * 64}, {"sha256": ""}], ids=["another seed", "another hash", "no hash"]
+)
+def test_drawn_numbers_that_are_not_those_of_training_are_refused(change: dict[str, Any], held: Path) -> None:
+    edit(held, drawn={**json.loads((held / "prompt.json").read_text())["drawn"], **change})
+    text = refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+    assert str(held) in text
+    assert "folded.safetensors" in text
+
+
+DRAWN: dict[str, Any] = {
+    "no seed": {"sha256": "0"},
+    "a seed that is no number": {"seed": "1", "sha256": "0"},
+    "a seed below zero": {"seed": -1, "sha256": "0"},
+    "a seed that no generator takes": {"seed": 2**64, "sha256": "0"},
+    "a list": [1, "0"],
+}
+
+
+@pytest.mark.parametrize("drawn", DRAWN.values(), ids=DRAWN.keys())
+def test_drawn_facts_of_the_wrong_kind_are_refused_by_name(drawn: Any, held: Path) -> None:
+    edit(held, drawn=drawn)
+    assert "drawn" in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+
+
+def test_a_prompt_that_says_nothing_of_what_it_drew_is_refused(held: Path) -> None:
+    edit(held, drawn=None)
+    assert str(held) in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "cut", "empty", "gone"])
+def test_damaged_constants_are_refused_by_name(how: str, held: Path) -> None:
+    path = held / "constants.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes({"cut": content[:50], "empty": b"", "a flipped bit": content}[how])
+    if how == "a flipped bit":
+        flip(path)
+    assert str(path) in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+
+
+def test_constants_that_are_not_the_methods_are_refused_by_name(held: Path) -> None:
+    whole = safetensors.torch.load_file(held / "constants.safetensors")
+    facts = json.loads((held / "prompt.json").read_text())
+    base = whole["method.base"]
+    for changed in (
+        {**whole, "method.base": base.T.contiguous()},
+        {**whole, "method.base": base[:2]},
+        {**whole, "method.base": base.double()},
+        {**whole, "method.base": base.clone().fill_(torch.nan)},
+        {"method.scale": whole["method.scale"], "method.other": base},
+        {**whole, "method.other": base.clone()},
+    ):
+        body = files.tensor_bytes(changed)
+        (held / "constants.safetensors").write_bytes(body)
+        hashes = {**facts["sha256"], "constants.safetensors": files.digest(body)}
+        for count in (facts["constants"], sum(value.numel() for value in changed.values())):
+            edit(held, sha256=hashes, constants=count)
+            assert "constants.safetensors" in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+
+
+def test_constants_cannot_be_left_out(held: Path) -> None:
+    edit(held, constants=0)
+    assert "constants.safetensors holds 0 numbers" in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+    edit(held, constants=None)
+    assert "incomplete: constants" in refusal(lambda: load_prompt(held, tiny.backbone("masked")))
+
+
+def test_constants_that_are_not_finite_are_not_saved(tmp_path: Path, held: Path) -> None:
+    before = (held / "constants.safetensors").read_bytes()
+    made = constant(tmp_path)
+    assert made.method is not None
+    made.method.base[1, 1] = torch.inf
+    assert "method.base" in refusal(lambda: save_prompt(made, held))
+    assert (held / "constants.safetensors").read_bytes() == before
+
+
+def test_a_prompt_without_constants_takes_the_place_of_one_with_them(tmp_path: Path, held: Path) -> None:
+    save_prompt(tuned(tmp_path), held)
+    assert not (held / "constants.safetensors").exists()
+    assert load_prompt(held, tiny.backbone("masked")).predict(EXAMPLES) == tuned(tmp_path).predict(EXAMPLES)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_versions_before_constants_are_still_read(version: int, saved: Path, tmp_path: Path) -> None:
+    facts = json.loads((saved / "prompt.json").read_text())
+    old = {name: value for name, value in facts.items() if name not in ("constants", "drawn", "checksum")}
+    old["version"] = version
+    (saved / "prompt.json").write_text(json.dumps(old if version == 1 else files.sealed(old)))
+    assert load_prompt(saved, tiny.backbone("masked")).predict(EXAMPLES) == tuned(tmp_path).predict(EXAMPLES)

@@ -113,6 +113,34 @@ def test_a_tuned_prompt_is_pushed_without_a_folder(server: Hub, tmp_path: Path) 
     assert again.predict(TEXTS) == made.predict(TEXTS)
 
 
+@pytest.mark.parametrize("method", ["attempt", "bbt"])
+def test_constants_travel_and_go_when_the_next_prompt_has_none(method: str, server: Hub, tmp_path: Path) -> None:
+    made = tuned(tmp_path, method=method)
+    folder = checkpoint.save_prompt(made, tmp_path / "prompt")
+    there = {path.name for path in folder.iterdir()}
+    assert "constants.safetensors" in there
+    hub.push_prompt(folder, "ann/films")
+    assert set(server.files("ann/films")) == there
+    out = promptuary.pull_prompt("ann/films", out=tmp_path / "pulled")
+    assert (out / "constants.safetensors").read_bytes() == (folder / "constants.safetensors").read_bytes()
+    assert checkpoint.load_prompt("ann/films", made.backbone).predict(TEXTS) == made.predict(TEXTS)
+    hub.push_prompt(tuned(tmp_path), "ann/films")
+    assert set(server.files("ann/films")) == FILES
+    # the later commit's copy in the cache is its own
+    assert {path.name for path in hub.pull_prompt("ann/films").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_constants_that_are_not_those_that_were_saved_are_not_sent(damage: str, server: Hub, tmp_path: Path) -> None:
+    folder = checkpoint.save_prompt(tuned(tmp_path, method="bbt"), tmp_path / "prompt")
+    path = folder / "constants.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink() if damage == "gone" else path.write_bytes(content)
+    assert str(path) in refusal(lambda: hub.push_prompt(folder, "ann/films"), FileFormatError)
+    assert "ann/films" not in server.repos
+
+
 def test_only_the_files_of_a_prompt_travel(server: Hub, folder: Path, tmp_path: Path) -> None:
     for extra in (".env", "state.safetensors", "token", "checkpoints/step-2/state.safetensors"):
         (folder / extra).parent.mkdir(parents=True, exist_ok=True)

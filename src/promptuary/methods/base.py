@@ -6,6 +6,7 @@ Knows no architecture, tokenizer, file, data set or device.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,10 @@ from promptuary.errors import ConfigError, NotFoldable
 from promptuary.prompts.init import Start, Starting, starting_rows
 from promptuary.settings import Settings
 from promptuary.types import Losses, Outputs, Prompt, Shape, View
+
+MOST_DRAWN, MOST_COPIED = 2**28, 2**40
+"""Most numbers of one constant: drawn ones are made again when a prompt is loaded, whatever its file has (our choice).
+"""
 
 
 class MethodConfig(Settings):
@@ -252,7 +257,13 @@ class Method(nn.Module, abc.ABC):
             size: its shape.
             name: the attribute.
             drawn: it follows from a seed, so a saved prompt holds that and not the tensor; see `draw`.
+
+        Raises:
+            ConfigError: it is far too large.
         """
+        most = MOST_DRAWN if drawn else MOST_COPIED
+        if math.prod(size) > most:
+            raise ConfigError(f"{self.name} would hold a constant of size {size}; at most {most:,} numbers are allowed")
         # torch's own word for what belongs to a saved state
         self.register_buffer(name, torch.zeros(*size), persistent=not drawn)
 

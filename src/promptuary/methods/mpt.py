@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax, mse_loss
 
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig, SourcedConfig, check_size
-from promptuary.prompts.init import Starting
+from promptuary.prompts.init import Saved, Starting
 from promptuary.types import Losses, Outputs, Prompt, Shape, View
 
 
@@ -78,34 +78,44 @@ class MPT(Method):
 
         Raises:
             ConfigError: a source is of another method or size, or sources do not share one P; or the teacher has
-                another number of rows.
+                another number of rows or stands elsewhere.
             NotFoldable: the teacher has no static rows.
         """
         self.rows.copy_(self.first_rows(len(self.rows), source))
-        self.u.fill_(1)
-        self.v.fill_(1 / self.settings.rank)
+        # equal components would get equal gradients and stay one: those behind the first start as random times zero
+        self.u.copy_(torch.randn(self.u.shape, generator=source.generator))
+        self.u[:, 0] = 1
+        self.v.zero_()[0] = 1
         sources = list(source.sources)
         if self.settings.teacher is not None:
             teacher = sources.pop()
             rows = teacher.rows()
-            if rows.shape != self.taught.shape:
+            if rows.shape != self.taught.shape or teacher.settings["placement"] != self.settings.placement:
                 raise ConfigError(
-                    f"the teacher {teacher.name} has {len(rows)} rows; method.num_virtual_tokens is {len(self.taught)}"
+                    f"mpt learns from a teacher of its own length and placement, {len(self.taught)} at "
+                    f"{self.settings.placement}; {teacher.name} has {len(rows)} at {teacher.settings['placement']}"
                 )
             self.taught.copy_(rows)
         if not sources:
             return
         for one in sources:
-            if one.method != self.name or any(one.tensors[n].shape != t.shape for n, t in self.named_parameters()):
-                raise ConfigError(
-                    f"mpt goes on from prompts of mpt of the same length and rank; {one.name} is {one.method} of "
-                    "another size or kind"
-                )
+            self._check(one)
         self.rows.copy_(sources[0].tensors["rows"])
         if not all(torch.equal(one.tensors["rows"], self.rows) for one in sources):
             raise ConfigError("these sources do not share one prompt: name tasks of one and the same run")
         for name, own in (("u", self.u), ("v", self.v)):
             own.copy_(torch.stack([one.tensors[name] for one in sources]).mean(0))
+
+    def _check(self, source: Saved) -> None:
+        """Refuse a source whose tensors are not those that this one has."""
+        if source.method != self.name:
+            raise ConfigError(f"mpt goes on from prompts of mpt; {source.name} is of {source.method}")
+        rows, rank = source.tensors["u"].shape
+        if (rows, rank) != self.u.shape:
+            raise ConfigError(
+                f"mpt goes on from prompts of its own size, num_virtual_tokens {len(self.u)} and rank {len(self.v)}; "
+                f"{source.name} has {rows} and {rank}"
+            )
 
     def prompt(self, view: View) -> Prompt:
         """P * (U V)."""
