@@ -345,7 +345,9 @@ def test_constants_come_back_bit_for_bit_and_a_drawn_one_takes_no_room(tmp_path:
     kept = safetensors.torch.load_file(held / "constants.safetensors")
     assert set(kept) == {"method.base", "method.scale"}
     facts = json.loads((held / "prompt.json").read_text())
-    assert (facts["version"], facts["constants"], facts["trainable_parameters"]) == (3, 3 * 32 + 1, 6)
+    assert (facts["version"], facts["constants"], facts["trainable_parameters"]) == (
+        3, BBT.tiny["num_virtual_tokens"] * tiny.WIDTH + 1, BBT.tiny["intrinsic_dimension"],
+    )  # fmt: skip
     assert facts["drawn"]["seed"] == made.method.draw_seed
     # saved again, it is the same folder
     save_prompt(again, tmp_path / "again")
