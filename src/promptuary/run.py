@@ -64,7 +64,9 @@ class AnyRun(Settings):
 
     def hash(self) -> str:
         """16 hex digits over all settings but `out`."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"out"}), sort_keys=True)
+        # without a solver of its own a run is what it was before there were several
+        excluded = {"out", *(() if self.solver is not None else ("solver",))}
+        content = json.dumps(self.model_dump(mode="json", exclude=excluded), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

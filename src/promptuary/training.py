@@ -140,6 +140,7 @@ class Training:
         self.course = open_course(run, self.backbone)
         self.staging = Staging(run, self.course, self.processes.num_processes)
         self.tuned, self.feed, self.steps = self.course.learner, self.course.feed, self.staging.steps
+        self.solver = self.staging.solver(0)
         self.folder = RunFolder(run.out, self.course.folders)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
@@ -212,7 +213,6 @@ class Training:
 
     def prepare(self, resume: bool) -> None:
         """Make the solver; continue where a checkpoint stands."""
-        self.solver = self.staging.solver(0)
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
         for note in self.notes:

@@ -430,7 +430,8 @@ class Backbone(abc.ABC):
             raise SiteError(f"{type(self.model).__name__} does not let its head run apart from its body")
         ids = candidates.ids[..., 0].clamp(min=0)
         words = torch.unique(ids)
-        found = read_words(self.tail.logits(states, words).float(), words, ids.expand(len(states), -1))
+        logits = self.tail.logits(states.to(self.model.dtype), words).float()
+        found = read_words(logits, words, ids.expand(len(states), -1))
         return found.masked_fill(~candidates.mask.any(-1), -torch.inf)
 
     def score(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:

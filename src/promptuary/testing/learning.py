@@ -108,7 +108,11 @@ def another_base_is_refused(case: Case) -> None:
 
 
 def accumulation_equals_the_big_batch(case: Case) -> None:
-    """A batch cut into three parts gives the gradients of the whole."""
+    """A batch cut into three parts gives the gradients of the whole; where rows are compared, cutting it is refused."""
+    if case.method.whole_batches:
+        run = case.run("cut", steps=1, train={"accumulation": 3})
+        expect_raised(ConfigError, functools.partial(train, run, backbone=case.backbone()), "a batch in parts")
+        return
 
     def gradients(parts: int) -> dict[str, Tensor]:
         tuned = case.tuned().train(True)
@@ -126,7 +130,7 @@ def accumulation_equals_the_big_batch(case: Case) -> None:
 
 def a_resumed_run_equals_the_unbroken_one(case: Case) -> None:
     """Stopped twice in the middle of an epoch, with accumulation: the same prompt, scores and losses bit for bit."""
-    settings = {"accumulation": 2}
+    settings = {"accumulation": 1 if case.method.whole_batches else 2}
     whole = train(case.run("whole", steps=8, train=settings), backbone=case.backbone())
     run = case.run("broken", steps=8, train=settings)
     for stop_at in (4, 7):
