@@ -447,8 +447,8 @@ def test_a_prefix_on_another_shape_is_refused(tmp_path: Path) -> None:
     said = refusal(lambda: exports.read(tmp_path / "p", tiny.model("gpt2"), tiny.tokenizer()), FileFormatError)
     assert "the adapter has 64 numbers for each position" in said
     edit(tmp_path / "p", task_type=None)
-    said = refusal(lambda: exports.read(tmp_path / "p", tiny.model("bert"), tiny.tokenizer()), FileFormatError)
-    assert "which the masked family does not have here" in said
+    said = refusal(lambda: exports.read(tmp_path / "p", tiny.model("deberta"), tiny.tokenizer()), FileFormatError)
+    assert "for which DebertaV2ForMaskedLM has no place" in said
 
 
 def test_our_own_export_knows_its_base_and_its_bytes(tmp_path: Path) -> None:
