@@ -127,10 +127,10 @@ def _as_first_made(self: Any, view: View) -> Prompt:
     return self.__dict__["made"]
 
 
-def _count_steps(self: Any, task_loss: torch.Tensor) -> Any:
+def _count_steps(self: Any, task_loss: torch.Tensor, outputs: Any) -> Any:
     """A weight that changes from step to step and that no checkpoint holds."""
     self.steps = self.__dict__.get("steps", 0) + 1
-    return Method.loss(self, task_loss * self.steps)
+    return Method.loss(self, task_loss * self.steps, outputs)
 
 
 def _fill_from_the_global_generator(self: Any, source: Starting) -> None:
@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "steps": (["a_resumed_run_equals_the_unbroken_one"], {"loss": _count_steps}),
     "fold": (["folded_equals_live"], {"fold": _double}),
-    "no_fold": (["folded_equals_live"], {**READS, "prompt": _batch, "fold": Sound.fold}),
+    "no_fold": (["folded_equals_live"], {**READS, "prompt": _batch, "fold": _double}),
     "batch": (
         [PADDING, "a_row_of_a_batch_equals_that_row_alone", "accumulation_equals_the_big_batch"],
         {**READS, "prompt": _batch},
