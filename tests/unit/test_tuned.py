@@ -235,3 +235,19 @@ def test_a_wrong_setting_of_a_budget_is_refused() -> None:
         match_budget("lamp", 100, 32, rnak=3)
     with pytest.raises(ConfigError, match="no such method"):
         match_budget("lmap", 100, 32)
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq", "masked", "encoder"])
+def test_a_text_runs_once_for_its_states_and_that_of_its_answer(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the answer is read among the text; the state is what it is when it is asked for alone."""
+    found, kept = list[Any](), list[int]()
+    for needs in ({"answer"}, {"answer", "states"}):
+        made = tuned(tmp_path, family)
+        monkeypatch.setattr(type(made.method), "needs", frozenset(needs))
+        before = len(made.backbone.kept)
+        found.append(made.view(made.batch(made.rows(EXAMPLES, labelled=False))).answer)
+        kept.append(len(made.backbone.kept) - before)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert kept == [len(EXAMPLES), len(EXAMPLES) * (2 if family == "seq2seq" else 1)]
