@@ -334,10 +334,10 @@ def test_padding_changes_neither_prediction_nor_feature(family: str, train: bool
     """Invariant 6, also with its noise, which is one draw for all tokens of a row."""
     made = tuned(tmp_path, family, train=train)
     batch = batch_of(made, tmp_path)
-    wide = padded(batch, right=3)
-    torch.testing.assert_close(made.scores(wide), made.scores(batch), rtol=1e-4, atol=1e-4)
-    one, two = (method_of(made).feature(made.view(each)) for each in (wide, batch))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    for wide in (padded(batch, right=3), padded(batch, left=2)):
+        torch.testing.assert_close(made.scores(wide), made.scores(batch), rtol=1e-4, atol=1e-4)
+        one, two = (method_of(made).feature(made.view(each)) for each in (wide, batch))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_release_predicts_needs_neither_prompt_nor_decoder(tmp_path: Path) -> None:
