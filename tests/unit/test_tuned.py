@@ -222,7 +222,7 @@ def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_equal_budgets_never_exceed_the_prompt_that_is_compared_with(method: str) -> None:
     settings = dict(registry.load("methods", method).tiny)
-    shape = replace(tiny.backbone("causal").shape, classes=2)
+    shape = replace(tiny.backbone("causal").shape, classes=3)
     config = match_budget(method, 100, shape, **settings)
     made = build_method(config, shape)
     assert sum(parameter.numel() for parameter in made.parameters()) <= 100 * 32
