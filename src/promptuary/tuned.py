@@ -125,6 +125,9 @@ class Tuned(nn.Module):
             generator: all that is drawn.
             saved: rows of an earlier prompt, for `method.init: saved`.
             sources: the earlier prompts that the method's settings name.
+
+        Raises:
+            SiteError: the method reads answers as this model, or with these label words, cannot.
         """
         if self.head is not None:
             with torch.no_grad():
@@ -132,7 +135,11 @@ class Tuned(nn.Module):
         if self.method is not None:
             source = self._starting(generator, saved, sources)
             self.method.cpu().initialise(source).to(self.backbone.device)
-        return self.train(self.training)
+        self.train(self.training)
+        if self.method is not None and self.method.own_scores and self._asking is not None and self._asking.words:
+            with torch.no_grad():  # what cannot be read should be known before anything is written
+                self.scores(self.backbone.probe())
+        return self
 
     def begin(
         self, stage: int, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]
@@ -238,13 +245,18 @@ class Tuned(nn.Module):
         chance = None if self.moment is None or not self.training else Chance(*self.moment, batch.index)
         if not needs:
             return View(chance=chance)
+        states = backbone.bare(batch, "states").float() if "states" in needs else None
+        answer = None
+        if "answer" in needs:  # from the same pass where it is among the states
+            answer = None if states is None else backbone.answer_in(batch, states)
+            answer = backbone.bare(batch, "answer").float() if answer is None else answer
         return View(
             mask=mask,
             content=backbone.content(batch) if "content" in needs else None,
             ids=batch.input_ids if "ids" in needs else None,
             embeddings=backbone.embeddings(batch).float() if "embeddings" in needs else None,
-            states=backbone.bare(batch, "states").float() if "states" in needs else None,
-            answer=backbone.bare(batch, "answer").float() if "answer" in needs else None,
+            states=states,
+            answer=answer,
             at=batch.slots.get(ANSWER) if "at" in needs else None,
             chance=chance,
         )

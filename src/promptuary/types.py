@@ -212,7 +212,7 @@ class View:
     `mask` [b, t]: which tokens of the text are real; `content`: which of them are neither special nor an answer.
     `ids`, `embeddings`: the text as token ids, and as frozen embeddings.
     `states`: the frozen model's last hidden states of the text without any prompt, zero at padding; `at` [b]: the
-    answer's column among them, -1 where a family reads it elsewhere; `answer`: the state that it is read from.
+    answer's column among them, None where a family reads it elsewhere; `answer`: the state that it is read from.
     `chance`: what noise is drawn from, in training; None in evaluation.
     """
 

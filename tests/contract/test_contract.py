@@ -12,7 +12,7 @@ import pytest
 
 from promptuary import registry
 from promptuary.testing import PROPERTIES, case_of, check_property, tiny
-from promptuary.testing.facts import families_of
+from promptuary.testing.facts import check_facts, families_of
 
 CARDS = Path(__file__).parent.parent.parent / "docs" / "methods"
 CELLS = [
@@ -21,6 +21,11 @@ CELLS = [
     for family, name in itertools.product(families_of(registry.load("methods", method)), PROPERTIES)
     if PROPERTIES[name].applies(family, card=True)
 ]
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_its_facts_are_what_the_suite_asks_of_an_outside_method(method: str) -> None:
+    check_facts(registry.load("methods", method))
 
 
 @pytest.mark.parametrize(("method", "family", "property_name"), CELLS, ids=lambda value: value)

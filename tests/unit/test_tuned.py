@@ -223,17 +223,10 @@ def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
 def test_equal_budgets_never_exceed_the_prompt_that_is_compared_with(method: str) -> None:
     settings = dict(registry.load("methods", method).tiny)
     shape = replace(tiny.backbone("causal").shape, classes=3)
-    try:
-        config = match_budget(method, 100, shape, **settings)
-    except ConfigError:
-        if registry.load("methods", method).sites:
-            raise
-        return  # what stands beside the model may be larger than any prompt, whatever its settings
+    config = match_budget(method, 100, shape, **settings)
     made = build_method(config, shape)
     assert sum(parameter.numel() for parameter in made.parameters()) <= 100 * 32
-    direct = build_method(
-        type(config).read({"name": method, **settings, "match_length": 100}, where="method"), made.shape
-    )
+    direct = build_method(type(config).read({"name": method, **settings, "match_length": 100}, where="method"), shape)
     assert [p.shape for p in direct.parameters()] == [p.shape for p in made.parameters()]
 
 
@@ -242,3 +235,19 @@ def test_a_wrong_setting_of_a_budget_is_refused() -> None:
         match_budget("lamp", 100, 32, rnak=3)
     with pytest.raises(ConfigError, match="no such method"):
         match_budget("lmap", 100, 32)
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq", "masked", "encoder"])
+def test_a_text_runs_once_for_its_states_and_that_of_its_answer(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the answer is read among the text; the state is what it is when it is asked for alone."""
+    found, kept = list[Any](), list[int]()
+    for needs in ({"answer"}, {"answer", "states"}):
+        made = tuned(tmp_path, family)
+        monkeypatch.setattr(type(made.method), "needs", frozenset(needs))
+        before = len(made.backbone.kept)
+        found.append(made.view(made.batch(made.rows(EXAMPLES, labelled=False))).answer)
+        kept.append(len(made.backbone.kept) - before)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert kept == [len(EXAMPLES), len(EXAMPLES) * (2 if family == "seq2seq" else 1)]

@@ -406,7 +406,11 @@ class Backbone(abc.ABC):
 
     def pooled(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
         """One vector per example, from text tokens only (never from prompt rows)."""
-        states, mask = self.hidden(batch, prompts), batch.attention_mask.bool()
+        return self.pool(batch, self.hidden(batch, prompts))
+
+    def pool(self, batch: Batch, states: Float[Tensor, "b t h"]) -> Float[Tensor, "b h"]:
+        """The same from last hidden states that are there already."""
+        mask = batch.attention_mask.bool()
         how = self.pooling if self.config.pooling == "auto" else self.config.pooling
         if how == "mean":
             weight = mask.float()[..., None]  # a mean of short numbers is taken in float32
@@ -424,6 +428,10 @@ class Backbone(abc.ABC):
             DataError: the text has no place for an answer.
         """
         return self.pooled(batch, prompts)
+
+    def answer_in(self, batch: Batch, states: Float[Tensor, "b t h"]) -> Float[Tensor, "b h"] | None:
+        """The same out of the last hidden states of a text without a prompt; None where it is read elsewhere."""
+        return self.pool(batch, states)
 
     def words(self, states: Float[Tensor, "b h"], candidates: Candidates) -> Float[Tensor, "b c"]:
         """Scores of answers of one token from such states: `score` is this, asked of `answer`.

@@ -95,6 +95,10 @@ class Causal(Backbone):
         """The state behind the last token of the text."""
         return self.states(batch, prompts, batch.slots[ANSWER][:, None])[:, 0]
 
+    def answer_in(self, batch: Batch, states: Float[Tensor, "b t h"]) -> Float[Tensor, "b h"]:
+        """The state of the last token of the text."""
+        return states[torch.arange(len(batch), device=states.device), batch.slots[ANSWER]]
+
     def expected(self, batch: Batch, prompts: Prompts, at: Tensor, *, same: Tensor | None = None) -> Expected:
         """What the model expects behind the tokens at text columns `at` [b, n]."""
         if self.narrow:

@@ -50,7 +50,10 @@ class Masked(Bidirectional):
 
     def answer(self, batch: Batch, prompts: Prompts) -> Float[Tensor, "b h"]:
         """The state at the mask."""
-        states = self.hidden(batch, prompts)
+        return self.answer_in(batch, self.hidden(batch, prompts))
+
+    def answer_in(self, batch: Batch, states: Float[Tensor, "b t h"]) -> Float[Tensor, "b h"]:
+        """The state at the mask."""
         return states[torch.arange(len(batch), device=states.device), self._answer(batch)]
 
     def expected(self, batch: Batch, prompts: Prompts, at: Tensor) -> Expected:

@@ -93,6 +93,9 @@ class Seq2Seq(Backbone):
         found = self.tail.states(self._decoding(self._encode(placed), placed, start))
         return found[torch.arange(len(batch), device=at.device), at[:, 0]]
 
+    def answer_in(self, batch: Batch, states: Float[Tensor, "b t h"]) -> None:
+        """It is the decoder's."""
+
     def _decoding(self, states: Tensor, placed: Placed, ids: Tensor) -> dict[str, Any]:
         """What the decoder takes with its input `ids`; several inputs may share a text."""
         times = len(ids) // len(placed.input_ids)

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
+from torch.nn.functional import cross_entropy, gelu, layer_norm
 
-from promptuary.errors import ConfigError
+from promptuary.errors import ConfigError, SiteError
 from promptuary.methods.base import Method, MethodConfig, check_size
+from promptuary.prompts import blocks
 from promptuary.prompts.attention import Block
 from promptuary.prompts.blocks import linear_start
 from promptuary.prompts.init import Starting
@@ -45,15 +46,50 @@ class StablePTConfig(MethodConfig):
     )
     num_virtual_tokens: int = Field(10, ge=1, description="n, vectors of the soft prompt; the release")
     heads: int = Field(8, ge=1, description="of attention; the release")
+    block_width: int | None = Field(
+        None, ge=2, description="of queries, keys and values of both blocks; without it the states' (the release)"
+    )
     contrastive_weight: float = Field(1.0, ge=0, description="of the contrastive loss; the release")
     contrastive_temperature: float = Field(0.3, gt=0, description="of its cosines; the release")
     detach_context: bool = Field(
         True, description="no gradient of the contrastive loss reaches the semantic encoder; the release"
     )
-    dropout: float = Field(0.2, ge=0, lt=1, description="of the blocks' features; the release has 0.2 by entry")
-    drop_path: float = Field(0.2, ge=0, lt=1, description="chance of a row to skip a part of a block; release: 0.2")
+    class_weights: bool | None = Field(
+        None,
+        description="weigh a class in cross-entropy by one minus its part of the batch (the release, but with the "
+        "plain mean where a batch has one class, not NaN); without it as the preset says",
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="of the semantic encoder's features; the release has 0.2 by entry"
+    )
+    drop_path: float = Field(
+        0.2, ge=0, lt=1, description="chance of a row to skip a part of the semantic encoder; the release"
+    )
+    decoder_drop_path: float = Field(
+        0.1, ge=0, lt=1, description="chance of a row to skip a part of the decoder; the release"
+    )
     modules_lr: float = Field(1e-4, gt=0, description="learning rate of everything; the release")
     weight_decay: float = Field(1e-4, ge=0, description="the release")
+
+    @property
+    def fuses(self) -> bool:
+        """Whether e reaches the prediction."""
+        return self.preset == "paper" if self.fusion is None else self.fusion
+
+    @property
+    def decodes(self) -> bool:
+        """Whether anything looks at e; if not, there is neither soft prompt nor decoder."""
+        return self.fuses or self.contrastive_weight > 0
+
+    @property
+    def reader(self) -> str:
+        """Which head reads."""
+        return self.head or ("model" if self.preset == "paper" else "scratch")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether classes are weighed."""
+        return self.preset == "release" if self.class_weights is None else self.class_weights
 
 
 class StablePT(Method):
@@ -67,14 +103,26 @@ class StablePT(Method):
     reads = frozenset({"view"})
     whole_batches = True
     undecayed = frozenset()
-    tiny: ClassVar = {"num_virtual_tokens": 3, "heads": 4, "modules_lr": 3e-3}
+    tiny: ClassVar = {"num_virtual_tokens": 3, "heads": 4, "block_width": 8, "modules_lr": 3e-3}
+    groups: ClassVar = dict.fromkeys(
+        (
+            *(f"encoder_{name}" for name in Block.NAMES), *(f"decoder_{name}" for name in Block.NAMES),
+            "prompt_rows", "last", "last_bias", "fusion",
+            "inner", "inner_bias", "inner_norm", "inner_norm_bias", "words", "words_bias",
+        ),
+        "modules",
+    )  # fmt: skip
     Config = StablePTConfig
     prompt_rows: nn.Parameter
-
-    @property
-    def groups(self) -> dict[str, str]:  # type: ignore[override]
-        """One rate for all."""
-        return dict.fromkeys((name for name, _ in self.named_parameters()), "modules")
+    last: nn.Parameter
+    last_bias: nn.Parameter
+    fusion: nn.Parameter
+    inner: nn.Parameter
+    inner_bias: nn.Parameter
+    inner_norm: nn.Parameter
+    inner_norm_bias: nn.Parameter
+    words: nn.Parameter
+    words_bias: nn.Parameter
 
     @property
     def settings(self) -> StablePTConfig:
@@ -92,13 +140,6 @@ class StablePT(Method):
         return False
 
     @classmethod
-    def parts(cls, config: MethodConfig) -> tuple[bool, str]:
-        """Whether e is fused, and which head reads."""
-        c = cast(StablePTConfig, config)
-        paper = c.preset == "paper"
-        return (paper if c.fusion is None else c.fusion), c.head or ("model" if paper else "scratch")
-
-    @classmethod
     def sizes(cls, config: MethodConfig, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Tensors by name.
 
@@ -108,46 +149,50 @@ class StablePT(Method):
         c, h = cast(StablePTConfig, config), shape.hidden or shape.width
         if not shape.classes:
             raise ConfigError("stablept reads label words from states of its own: it needs a task with labels")
-        if h % c.heads:
-            raise ConfigError(f"method.heads: states of width {h} do not divide into {c.heads} heads")
-        fusion, head = cls.parts(c)
-        block = Block(h, c.heads).sizes()
-        found: dict[str, tuple[int, ...]] = {"prompt_rows": (c.num_virtual_tokens, h)}
-        found |= {f"encoder_{name}": size for name, size in block.items()}
-        found |= {f"decoder_{name}": size for name, size in block.items()}
-        found |= {"last": (h,), "last_bias": (h,)}
-        if fusion:
+        inner = c.block_width or h
+        if inner % c.heads:
+            fix = "set method.heads, or method.block_width to a multiple of it"
+            raise ConfigError(f"method.heads: a width of {inner} does not divide into {c.heads} heads; {fix}")
+        block = cls.block(config, shape).sizes()
+        found: dict[str, tuple[int, ...]] = {f"encoder_{name}": size for name, size in block.items()}
+        if c.decodes:
+            found |= {f"decoder_{name}": size for name, size in block.items()}
+            found |= {"last": (h,), "last_bias": (h,), "prompt_rows": (c.num_virtual_tokens, h)}
+        if c.fuses:
             found["fusion"] = (h, h)
-        if head == "scratch":
+        if c.reader == "scratch":
             found |= {"inner": (h, BOTTLENECK), "inner_bias": (BOTTLENECK,)}
             found |= {"inner_norm": (BOTTLENECK,), "inner_norm_bias": (BOTTLENECK,)}
             found |= {"words": (BOTTLENECK, shape.classes), "words_bias": (shape.classes,)}
         return found
+
+    @classmethod
+    def block(cls, config: MethodConfig, shape: Shape) -> Block:
+        """The form of both blocks."""
+        c = cast(StablePTConfig, config)
+        return Block(shape.hidden or shape.width, c.heads, c.block_width or 0)
 
     def build(self) -> None:
         """What the settings use."""
         for name, size in self.sizes(self.config, self.shape).items():
             setattr(self, name, self.parameter(*size))
 
-    @property
-    def block(self) -> Block:
-        """The form of both blocks."""
-        return Block(self.prompt_rows.shape[1], self.settings.heads)
-
     def fill(self, source: Starting) -> None:
-        """A standard normal soft prompt, blocks as they start, a fusion of zero, a head as torch starts layers."""
-        # the prompt is drawn last, so that its seed can differ while everything else is the same
-        for side in ("encoder", "decoder"):
-            self.block.fill(self._of(side), source.generator)
-        cast(Tensor, self.last).fill_(1)
-        if self.parts(self.config)[1] == "scratch":
-            linear_start(cast(Tensor, self.inner), cast(Tensor, self.inner_bias), source.generator)
-            cast(Tensor, self.inner_norm).fill_(1)
-            linear_start(cast(Tensor, self.words), cast(Tensor, self.words_bias), source.generator)
-        self.prompt_rows.copy_(torch.randn(self.prompt_rows.shape, generator=source.generator))
+        """Blocks as they start, a head as torch starts layers, a fusion of zero, a standard normal soft prompt."""
+        block, c = self.block(self.config, self.shape), self.settings
+        block.fill(self._of("encoder"), source.generator)
+        if c.reader == "scratch":
+            linear_start(self.inner, self.inner_bias, source.generator)
+            self.inner_norm.fill_(1)
+            linear_start(self.words, self.words_bias, source.generator)
+        if c.decodes:
+            block.fill(self._of("decoder"), source.generator)
+            self.last.fill_(1)
+            # drawn last, so that its seed can differ while everything else is the same
+            self.prompt_rows.copy_(torch.randn(self.prompt_rows.shape, generator=source.generator))
 
     def _of(self, side: str) -> dict[str, Tensor]:
-        return {name: getattr(self, f"{side}_{name}") for name in self.block.sizes()}
+        return {name: getattr(self, f"{side}_{name}") for name in Block.NAMES}
 
     def prompt(self, view: View) -> Prompt:
         """None: the soft prompt never enters the model."""
@@ -159,75 +204,100 @@ class StablePT(Method):
         """G = x + Att(LN x over LN H), then G + MLP(LN G), for states x of the text or of its answer."""
         assert view.states is not None
         assert view.mask is not None
-        block, own = self.block, self._of("encoder")
+        block, own, c = self.block(self.config, self.shape), self._of("encoder"), self.settings
         context = block.norm(own, "before", view.states)
         taken = block.attend(own, block.norm(own, "before", asking), context, view.mask)
-        found = asking + self._noisy(taken, view, 1)
-        return found + self._noisy(block.mlp(own, block.norm(own, "between", found)), view, 2)
+        found = asking + _noisy(taken, view, 1, c.dropout, c.drop_path)
+        return found + _noisy(block.mlp(own, block.norm(own, "between", found)), view, 2, c.dropout, c.drop_path)
 
     def feature(self, view: View) -> Float[Tensor, "b h"]:
-        """E: what the soft prompt takes from G, averaged over its vectors.
+        """The feature e: what the soft prompt takes from G, averaged over its vectors.
 
-        p = LN P, p + CrossAtt(p over LN G), p = LN p, p + MLP(p), LN; the first LayerNorm reads both P and G.
+        p = LN P, p + CrossAtt(p over LN G), p = LN p, p + MLP(p), LN. The LN of G has no scale and shift: the maps of
+        keys and values take them up, and in the release no gradient reaches them.
         """
         assert view.states is not None
         assert view.mask is not None
-        block, own = self.block, self._of("decoder")
+        block, own, c = self.block(self.config, self.shape), self._of("decoder"), self.settings
         context = self.semantic(view, view.states)
-        if self.settings.detach_context:
-            context = context.detach()
+        context = blocks.layer_norm(context.detach() if c.detach_context else context)
         p = block.norm(own, "before", self.prompt_rows).expand(len(context), -1, -1)
-        taken = block.attend(own, p, block.norm(own, "before", context), view.mask)
-        p = block.norm(own, "between", p + self._noisy(taken, view, 3))
-        p = p + self._noisy(block.mlp(own, p), view, 4)
-        return layer_norm(p, p.shape[-1:], cast(Tensor, self.last), cast(Tensor, self.last_bias)).mean(1)
-
-    def _noisy(self, x: Float[Tensor, "b q h"], view: View, purpose: int) -> Float[Tensor, "b q h"]:
-        """Features dropped, and whole rows; the same for all tokens of a row, so that padding has no say."""
-        c, chance = self.settings, view.chance
-        if chance is None:
-            return x
-        kept = (chance.uniform(x.shape[-1], purpose=2 * purpose) >= c.dropout)[:, None] / (1 - c.dropout)
-        stays = (chance.uniform(1, purpose=2 * purpose + 1) >= c.drop_path)[:, None] / (1 - c.drop_path)
-        return x * kept * stays
+        p = p + _noisy(block.attend(own, p, context, view.mask), view, 3, 0.0, c.decoder_drop_path)
+        p = block.norm(own, "between", p)
+        p = p + _noisy(block.mlp(own, p), view, 4, 0.0, c.decoder_drop_path)
+        return layer_norm(p, p.shape[-1:], self.last, self.last_bias).mean(1)
 
     def scores(self, outputs: Outputs) -> Float[Tensor, "b c"]:
-        """Of g + W_f e, or of g alone, by the model's head or by one of its own."""
-        view = outputs.view
+        """Of g + W_f e, or of g alone, by the model's head or by one of its own.
+
+        Raises:
+            SiteError: the model's head does not read such states, or label words have several tokens.
+        """
+        view, c = outputs.view, self.settings
         assert view.answer is not None
-        fusion, head = self.parts(self.config)
         state = self.semantic(view, view.answer[:, None])[:, 0]
-        if fusion:
-            state = state + self.feature(view) @ cast(Tensor, self.fusion)
-        if head == "model":
+        if c.fuses:
+            state = state + self.feature(view) @ self.fusion
+        if c.reader == "model":
             assert outputs.words is not None
-            return outputs.words(state).float()
-        inner = gelu(state @ cast(Tensor, self.inner) + cast(Tensor, self.inner_bias))
-        inner = layer_norm(inner, (BOTTLENECK,), cast(Tensor, self.inner_norm), cast(Tensor, self.inner_norm_bias))
-        return inner @ cast(Tensor, self.words) + cast(Tensor, self.words_bias)
+            try:
+                return outputs.words(state).float()
+            except SiteError as error:
+                raise SiteError(f"{error}; or set method.head: scratch") from None
+        inner = gelu(state @ self.inner + self.inner_bias)
+        return layer_norm(inner, (BOTTLENECK,), self.inner_norm, self.inner_norm_bias) @ self.words + self.words_bias
 
     def loss(self, task_loss: Float[Tensor, ""], outputs: Outputs) -> Losses:
-        """L_task + weight * L_con, which draws the features of a class together."""
-        c, parts = self.settings, {"task": float(task_loss.detach())}
+        """L_task + weight * L_con, which draws the features of a class together.
+
+        Raises:
+            ConfigError: the task has values, not classes.
+        """
+        c, target = self.settings, outputs.target
+        if target is not None and target.is_floating_point() and (c.contrastive_weight or c.weighs):
+            raise ConfigError(
+                "stablept tells classes apart, and this task has values; set method.contrastive_weight: 0 and "
+                "method.class_weights: false"
+            )
+        if c.weighs:
+            assert target is not None
+            scores = self.scores(outputs).float()
+            share = torch.bincount(target, minlength=scores.shape[1]) / len(target)
+            # above zero, so that a batch of one class has its plain mean
+            task_loss = cross_entropy(scores, target, (1 - share).clamp(min=1e-6))
+        parts = {"task": float(task_loss.detach())}
         if not c.contrastive_weight:
             return Losses(task_loss, parts)
-        assert outputs.target is not None
-        contrast = supervised_contrastive(self.feature(outputs.view), outputs.target, c.contrastive_temperature)
+        assert target is not None
+        contrast = supervised_contrastive(self.feature(outputs.view), target, c.contrastive_temperature)
         parts["contrastive"] = float(contrast.detach())
         return Losses(task_loss + c.contrastive_weight * contrast, parts)
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """N h + 2 (5 h^2 + 6.5 h) + 2 h, h^2 for the fusion, 300 h + 900 + 301 c for a head of its own."""
+        """Sum over `sizes`: 2 (5 h^2 + 6.5 h) + 2 h + n h, h^2 for the fusion, 300 h + 900 + 301 c for its own head."""
         return sum(math.prod(size) for size in cls.sizes(config, shape).values())
 
     @classmethod
     def match_budget(cls, config: MethodConfig, length: int, shape: Shape) -> MethodConfig:
-        """As it is: its blocks have the model's own width.
+        """The widest blocks that fit."""
+        c, budget, width = cast(StablePTConfig, config), length * shape.width, shape.hidden or shape.width
 
-        Raises:
-            ConfigError: it is larger than the budget.
-        """
-        budget = length * shape.width
-        check_size(cls.count(config, shape), budget, length, "its two blocks have the model's width: never small")
-        return config
+        def sized(inner: int) -> MethodConfig:
+            return config.model_copy(update={"block_width": inner})
+
+        smallest = max(2, c.heads)
+        fix = "set method.fusion: false, method.head: model and fewer method.heads; this is no small method"
+        check_size(cls.count(sized(smallest), shape), budget, length, fix)
+        wider = range(smallest, width + 1, c.heads)
+        return sized(max((one for one in wider if cls.count(sized(one), shape) <= budget), default=smallest))
+
+
+def _noisy(x: Float[Tensor, "b q h"], view: View, purpose: int, dropout: float, skip: float) -> Float[Tensor, "b q h"]:
+    """Features dropped, and whole rows; the same for all tokens of a row, so that padding has no say."""
+    chance = view.chance
+    if chance is None:
+        return x
+    kept = (chance.uniform(x.shape[-1], purpose=2 * purpose) >= dropout)[:, None] / (1 - dropout)
+    stays = (chance.uniform(1, purpose=2 * purpose + 1) >= skip)[:, None] / (1 - skip)
+    return x * kept * stays

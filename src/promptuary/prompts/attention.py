@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,19 +22,27 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """Multi-head attention without biases in queries, keys and values, a projection, and an MLP of half the width."""
+    """Multi-head attention without biases in queries, keys and values, a projection, and an MLP.
+
+    `width` d of what comes in and goes out; `inner` k of queries, keys and values, all heads together, and half of it
+    that of the MLP between its layers; 0 is d.
+    """
 
     width: int
     heads: int
+    inner: int = 0
+
+    NAMES: ClassVar = (
+        "before", "before_bias", "query", "key", "value", "projection", "projection_bias",
+        "between", "between_bias", "up", "up_bias", "down", "down_bias",
+    )  # fmt: skip
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Tensors by name: 5 d^2 + 6.5 d numbers with d the width."""
-        d, half = self.width, self.width // 2
-        return {
-            "before": (d,), "before_bias": (d,), "query": (d, d), "key": (d, d), "value": (d, d),
-            "projection": (d, d), "projection_bias": (d,), "between": (d,), "between_bias": (d,),
-            "up": (d, half), "up_bias": (half,), "down": (half, d), "down_bias": (d,),
-        }  # fmt: skip
+        """Tensors by name: 5 d k + 6 d + k / 2 numbers, 5 d^2 + 6.5 d where k is d."""
+        d, k = self.width, self.inner or self.width
+        attention = [(d,), (d,), (d, k), (d, k), (d, k), (k, d), (d,)]
+        mlp = [(d,), (d,), (d, k // 2), (k // 2,), (k // 2, d), (d,)]
+        return dict(zip(self.NAMES, (*attention, *mlp), strict=True))
 
     def fill(self, tensors: Tensors, generator: torch.Generator) -> None:
         """Glorot-uniform maps, zero biases, plain LayerNorms."""

@@ -52,17 +52,18 @@ def check_facts(method: Any, settings: Mapping[str, Any] | None = None) -> None:
     default = method.Config.model_fields["name"].default
     if default != method.name:
         raise ConfigError(f'{method.Config.__name__}.name must have the default "{method.name}", got {default!r}')
-    for group in sorted(set(method.groups.values())):
-        if f"{group}_lr" not in method.Config.model_fields:
-            raise ConfigError(f'{own}.groups names the group "{group}", but {method.Config.__name__} has no {group}_lr')
     _check_exceptions(method)
     values = {"name": method.name, **(method.tiny if settings is None else settings)}
     made = method(
         method.Config.read(values, where=f"{own}.tiny" if settings is None else "settings"),
         Shape(width=16, vocabulary=32, classes=3),
     )
+    # of the instance: which tensors there are may depend on the settings
+    for group in sorted(set(made.groups.values())):
+        if f"{group}_lr" not in method.Config.model_fields:
+            raise ConfigError(f'{own}.groups names the group "{group}", but {method.Config.__name__} has no {group}_lr')
     for name, _ in made.named_parameters():
-        if name not in method.groups:
+        if name not in made.groups:
             raise ConfigError(f'{own}.groups lacks the parameter "{name}": {FACTS["groups"]}')
 
 

@@ -113,6 +113,7 @@ def accumulation_equals_the_big_batch(case: Case) -> None:
     if case.method.whole_batches:
         run = case.run("cut", steps=1, train={"accumulation": 3})
         expect_raised(ConfigError, functools.partial(train, run, backbone=case.backbone()), "a batch in parts")
+        expect(not (case.folder / "cut").exists(), "a run that was refused has left its folder")
         return
 
     def gradients(parts: int) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ Knows no other method. The contrastive loss itself is tested in test_losses.py (
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 import tiny
+from promptuary.building import shape_of
+from promptuary.config import load_run
 from promptuary.errors import ConfigError, NotFoldable, SiteError
 from promptuary.methods.stablept import StablePT, StablePTConfig
 from promptuary.prompts.attention import Block
 from promptuary.seeds import seeded
 from promptuary.solvers.gradient import GradientSolver
-from promptuary.tasks.classify import Classify, ClassifyConfig
+from promptuary.sweeping import sweep
+from promptuary.tasks.regress import Regress, RegressConfig
 from promptuary.testing import case_of
 from promptuary.testing.case import padded
+from promptuary.training import train
 from promptuary.tuned import Tuned
 from promptuary.types import Shape
 
@@ -85,7 +91,7 @@ def test_the_formula_counts_what_is_trained(preset: str, fusion: bool | None) ->
 
 def test_in_the_release_the_two_losses_train_disjoint_tensors(tmp_path: Path) -> None:
     """Invariant 2: d(classification)/dP = 0, and d(contrastive)/d(semantic encoder) = 0."""
-    made = tuned(tmp_path, preset="release", train=True)
+    made = tuned(tmp_path, preset="release", class_weights=False, train=True)
     batch = batch_of(made, tmp_path)
     outputs = made.outputs(batch)
     scores = grown(made, cross_entropy(made.decided(outputs), batch.target))
@@ -117,7 +123,7 @@ def test_at_the_start_both_presets_predict_the_same(tmp_path: Path) -> None:
 
 
 def test_the_context_may_be_let_learn_from_contrast(tmp_path: Path) -> None:
-    made = tuned(tmp_path, preset="release", detach_context=False, train=True)
+    made = tuned(tmp_path, preset="release", class_weights=False, detach_context=False, train=True)
     outputs = made.outputs(batch_of(made, tmp_path))
     assert grown(made, method_of(made).loss(torch.zeros(()), outputs).total)["encoder_value"]
 
@@ -133,8 +139,9 @@ def test_no_soft_vector_enters_the_model(family: str, tmp_path: Path) -> None:
     placed = made.backbone.place(batch, made.prompt(batch))
     assert torch.equal(placed.input_ids, batch.input_ids)
     assert (made.added_tokens, made.prompt(batch).sites) == (0, frozenset())
-    reached = grown(made, made.loss(batch).total)
-    assert not any(reached[name] for name in reached if name.startswith(("decoder_", "prompt_rows", "last")))
+    trained = {name for name, reached in grown(made, made.loss(batch).total).items() if reached}
+    assert trained == {f"encoder_{name}" for name in Block.NAMES}
+    assert {group.name for group in made.trained()} == {f"method.{name}" for name in trained}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,7 +156,7 @@ def test_gradients_never_enter_the_model(family: str, tmp_path: Path) -> None:
 
 def test_a_block_is_torchs_own_layer(tmp_path: Path) -> None:
     """The semantic encoder on its own: torch's pre-norm attention and MLP with the same weights, padding masked."""
-    made = tuned(tmp_path)
+    made = tuned(tmp_path, block_width=None)
     method, batch = method_of(made), batch_of(made, tmp_path)
     view = made.view(batch)
     own, d = method._of("encoder"), tiny.WIDTH
@@ -186,19 +193,136 @@ def test_the_answers_state_is_read_as_the_mask_among_its_text(tmp_path: Path) ->
 # ---- 5: the head ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_other_words_have_no_say(tmp_path: Path) -> None:
-    """Invariant 5: a head over the whole vocabulary gives the same class probabilities and gradients."""
+def whole_head(made: Tuned, batch: Any, pieces: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The release's head over a whole vocabulary, as it says: class scores, and the tensors that it has.
+
+    A class is the mean of the log-probabilities of its tokens, weighed by a softmax; `pieces` tokens each.
+    """
+    method, view, classes = method_of(made), made.view(batch), method_of(made).words.shape[1]
+    noise = torch.randn(40, 300, generator=seeded(1))
+    rows, bias = noise.clone(), noise[:, 0].clone()
+    weights = torch.softmax(torch.rand(classes, pieces, generator=seeded(2)), dim=-1)
+    with torch.no_grad():
+        ids = torch.randperm(40, generator=seeded(3))[: classes * pieces].view(classes, pieces)
+        # the first token of a class makes up for what the others are
+        others = (weights[:, 1:, None] * rows[ids[:, 1:]]).sum(1), (weights[:, 1:] * bias[ids[:, 1:]]).sum(1)
+        rows[ids[:, 0]] = (method.words.T - others[0]) / weights[:, :1]
+        bias[ids[:, 0]] = (method.words_bias - others[1]) / weights[:, 0]
+    rows.requires_grad_()
+    state = method.semantic(view, view.answer[:, None])[:, 0]
+    inner = nn.functional.gelu(state @ method.inner + method.inner_bias)
+    inner = nn.functional.layer_norm(inner, (300,), method.inner_norm, method.inner_norm_bias)
+    said = log_softmax(inner @ rows.T + bias, dim=1)
+    return (said[:, ids] * weights).sum(-1), {"rows": rows, "ids": ids}
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_head_over_the_whole_vocabulary_says_the_same(pieces: int, tmp_path: Path) -> None:
+    """Invariant 5: equal scores but for a constant, equal gradients, and none in the rows of other words.
+
+    With several tokens to a class too: a weighed mean of rows is one row.
+    """
     made = tuned(tmp_path, preset="release")
     batch = batch_of(made, tmp_path)
-    scores = made.scores(batch).requires_grad_()
-    others = torch.randn(len(batch), 50, generator=seeded(1), requires_grad=True)
-    whole = log_softmax(torch.cat([scores, others], dim=1), dim=1)[:, :3]
+    scores = made.scores(batch)
+    whole, tensors = whole_head(made, batch, pieces)
     constant = (whole - scores).detach()
-    torch.testing.assert_close(constant, constant[:, :1].expand_as(constant))
-    own = torch.autograd.grad(cross_entropy(scores, batch.target), scores)[0]
-    found, idle = torch.autograd.grad(cross_entropy(whole, batch.target), (scores, others))
-    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
-    assert float(idle.abs().max()) < 1e-6
+    torch.testing.assert_close(constant, constant[:, :1].expand_as(constant), rtol=1e-4, atol=1e-4)
+    assert float(constant.abs().max()) > 0.1
+    shared = [value for name, value in method_of(made).named_parameters() if name.startswith(("encoder_", "inner"))]
+    own = torch.autograd.grad(cross_entropy(scores, batch.target), shared)
+    found = torch.autograd.grad(cross_entropy(whole, batch.target), [*shared, tensors["rows"]])
+    for one, two in zip(own, found[:-1], strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
+    idle = torch.ones(40, dtype=torch.bool)
+    idle[tensors["ids"].flatten()] = False
+    assert float(found[-1][idle].abs().max()) < 1e-6 < float(found[-1][~idle].abs().max())
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq", "masked"])
+def test_the_models_own_head_reads_the_state_as_it_reads_its_own(family: str, tmp_path: Path) -> None:
+    """Of the state that it made itself it says what it says of the text; of another what its whole vocabulary says."""
+    made = tuned(tmp_path, family)
+    batch, outputs, words = batch_of(made, tmp_path), made.outputs(batch_of(made, tmp_path)), made.asking.words
+    assert outputs.words is not None
+    assert outputs.view.answer is not None
+    assert words is not None
+    plain = made.backbone.score(batch, made.prompt(batch), words)
+    torch.testing.assert_close(outputs.words(outputs.view.answer), plain, rtol=1e-4, atol=1e-4)
+    state = method_of(made).semantic(outputs.view, outputs.view.answer[:, None])[:, 0]
+    state = state + method_of(made).feature(outputs.view) @ method_of(made).fusion
+    everything = made.backbone.tail.logits(state)[:, words.ids[:, 0]]
+    torch.testing.assert_close(made.scores(batch), everything, rtol=1e-4, atol=1e-4)
+
+
+# ---- class weights -------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_weighed_by_what_they_are_not(tmp_path: Path) -> None:
+    """The release: one minus the part of the batch; a batch of one class, where that is 0 / 0, has its plain mean."""
+    made = tuned(tmp_path, preset="release", contrastive_weight=0.0)
+    batch = batch_of(made, tmp_path)
+    scores, target = made.scores(batch), batch.target
+    each = cross_entropy(scores, target, reduction="none")
+    weights = torch.tensor([1 - int((target == one).sum()) / len(target) for one in target.tolist()])
+    torch.testing.assert_close(made.loss(batch).total, (weights * each).sum() / weights.sum())
+    plain = tuned(tmp_path, preset="release", contrastive_weight=0.0, class_weights=False)
+    torch.testing.assert_close(plain.loss(batch).total, each.mean())
+    assert not torch.isclose(made.loss(batch).total, each.mean(), atol=1e-4)
+    one = replace(batch, target=torch.zeros_like(target))
+    torch.testing.assert_close(made.loss(one).total, cross_entropy(scores, one.target))
+
+
+# ---- noise ---------------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_of_seed_step_and_row_and_of_training_alone(tmp_path: Path) -> None:
+    made = tuned(tmp_path, train=True)
+    batch, order = batch_of(made, tmp_path), torch.tensor([3, 1, 4, 0, 2])
+    scores = made.scores(batch)
+    torch.testing.assert_close(made.scores(batch.rows(order)), scores[order], rtol=1e-4, atol=1e-4)
+    assert torch.equal(made.scores(batch), scores)
+    for moment in ((0, 2), (1, 1)):
+        made.moment = moment
+        assert not torch.allclose(made.scores(batch), scores, atol=1e-3)
+    quiet = made.train(False).scores(batch)
+    assert torch.equal(made.scores(batch), quiet)
+    assert not torch.allclose(quiet, scores, atol=1e-3)
+
+
+def test_the_decoder_skips_and_drops_nothing(tmp_path: Path) -> None:
+    """As in the release: what is dropped is dropped in the semantic encoder; rows skip in both, each at its rate."""
+    for settings, encoder, decoder in (
+        ({"dropout": 0.5, "drop_path": 0.0, "decoder_drop_path": 0.0}, True, False),
+        ({"dropout": 0.0, "drop_path": 0.5, "decoder_drop_path": 0.0}, True, False),
+        ({"dropout": 0.0, "drop_path": 0.0, "decoder_drop_path": 0.5}, False, True),
+    ):
+        made = tuned(tmp_path, train=True, **settings)
+        method, view = method_of(made), made.view(batch_of(made, tmp_path))
+        still = replace(view, chance=None)
+        noisy = method.semantic(view, view.states), method.feature(view)
+        assert torch.equal(noisy[0], method.semantic(still, still.states)) != encoder
+        # the same semantic encoder without noise, so that what is left is the decoder's
+        context = method.semantic
+        method.semantic = lambda _, asking, context=context, still=still: context(still, asking)
+        assert torch.equal(method.feature(view), method.feature(still)) != decoder
+
+
+# ---- batches are never cut -----------------------------------------------------------------------------------------
+
+
+def test_runs_of_a_sweep_compare_their_own_rows_alone(tmp_path: Path) -> None:
+    """Two runs whose texts share batches learn what each learns by itself, noise and contrast included."""
+    case = case_of(StablePT, "masked", tmp_path)
+    backbone = case.backbone()
+    runs = [case.run(f"together-{seed}", steps=4, seed=seed) for seed in (1, 2)]
+    for seed, found in zip((1, 2), sweep(runs, backbone=backbone), strict=True):
+        alone = train(case.run(f"alone-{seed}", steps=4, seed=seed), backbone=backbone)
+        for name, value in alone.prompt.state().items():
+            torch.testing.assert_close(found.prompt.state()[name], value, rtol=2e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"accumulation: 1"):
+        sweep([case.run("cut", train={"accumulation": 2})], backbone=backbone)
+    assert not (tmp_path / "cut").exists()
 
 
 # ---- 6, 7: padding and folding -------------------------------------------------------------------------------------
@@ -210,10 +334,10 @@ def test_padding_changes_neither_prediction_nor_feature(family: str, train: bool
     """Invariant 6, also with its noise, which is one draw for all tokens of a row."""
     made = tuned(tmp_path, family, train=train)
     batch = batch_of(made, tmp_path)
-    wide = padded(batch, right=3)
-    torch.testing.assert_close(made.scores(wide), made.scores(batch), rtol=1e-4, atol=1e-4)
-    one, two = (method_of(made).feature(made.view(each)) for each in (wide, batch))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    for wide in (padded(batch, right=3), padded(batch, left=2)):
+        torch.testing.assert_close(made.scores(wide), made.scores(batch), rtol=1e-4, atol=1e-4)
+        one, two = (method_of(made).feature(made.view(each)) for each in (wide, batch))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_release_predicts_needs_neither_prompt_nor_decoder(tmp_path: Path) -> None:
@@ -266,14 +390,45 @@ def test_clipping_ties_the_losses_unless_it_is_wide(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a task with labels"):
         StablePT(StablePTConfig(), Shape(16, hidden=16))
-    with pytest.raises(ConfigError, match="do not divide into 8 heads"):
+    with pytest.raises(ConfigError, match="width of 12 does not divide into 8 heads; set method.heads"):
         StablePT(StablePTConfig(), Shape(12, hidden=12, classes=2))
-    with pytest.raises(ConfigError, match="never small"):
+    with pytest.raises(ConfigError, match="no small method"):
         StablePT.match_budget(StablePTConfig(), 100, Shape(16, hidden=16, classes=2))
-    backbone = tiny.backbone("masked")
-    task = Classify(ClassifyConfig(template="{text} {mask}", labels={"a": "very good", "b": "bad"}))
-    method = StablePT(StablePTConfig(heads=4), Shape(tiny.WIDTH, hidden=tiny.WIDTH, classes=2))
-    made = Tuned(backbone, task, method, max_length=40).initialise(torch.Generator().manual_seed(0))
-    rows = made.rows([{"text": "red cat", "label": "a"}], labelled=True)
-    with pytest.raises(SiteError, match="label words of one token"):
-        made.scores(made.batch(rows))
+
+
+def test_a_budget_takes_the_widest_blocks_that_fit() -> None:
+    shape = Shape(768, hidden=768, classes=2)
+    config = StablePT.match_budget(StablePTConfig(), 5000, shape)
+    width = config.block_width
+    wider = config.model_copy(update={"block_width": width + 8})
+    assert width % 8 == 0
+    assert StablePT.count(config, shape) <= 5000 * 768 < StablePT.count(wider, shape)
+    assert StablePT.match_budget(StablePTConfig(), 10**6, shape).block_width == 768
+    # states of another width than the embeddings: what is trained has that of the states
+    narrow = Shape(128, hidden=768, classes=2)
+    assert StablePT.count(StablePTConfig(), narrow) == StablePT.count(StablePTConfig(), shape)
+
+
+def test_values_are_no_classes(tmp_path: Path) -> None:
+    words = {"name": "regress", "template": "{text} it was {mask}", "label": "value", "words": ["bad", "good"]}
+    task = Regress(RegressConfig.read({**words, "low": 0, "high": 5}, where="task"))
+    for settings, told in (({}, True), ({"contrastive_weight": 0.0}, False), ({"class_weights": True}, True)):
+        backbone = tiny.backbone("masked")
+        config = StablePTConfig(heads=4, **settings)
+        made = Tuned(backbone, task, StablePT(config, shape_of(backbone, task)), max_length=40)
+        made.initialise(seeded(0)).train(True)
+        batch = made.batch(made.rows([{"text": "red cat", "value": 2.5}, {"text": "dog", "value": 1}], labelled=True))
+        with pytest.raises(ConfigError, match="this task has values") if told else nullcontext():
+            made.loss(batch)
+
+
+def test_label_words_of_several_tokens_need_a_head_of_their_own(tmp_path: Path) -> None:
+    """Told before a run writes anything."""
+    case = case_of(StablePT, "masked", tmp_path)
+    values = case.run("long").model_dump()
+    values["task"]["labels"] = {"positive": "very good", "negative": "bad"}
+    with pytest.raises(SiteError, match="label words of one token; or set method.head: scratch"):
+        train(load_run(values), backbone=case.backbone())
+    assert not (tmp_path / "long").exists()
+    values["method"]["head"], values["train"]["steps"] = "scratch", 2
+    assert train(load_run(values), backbone=case.backbone()).facts["steps"] == 2
