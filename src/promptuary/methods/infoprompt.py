@@ -259,7 +259,9 @@ class InfoPrompt(Method):
             return cls.count(config.model_copy(update={"rank": rank}), shape)
 
         critic = cast(InfoPromptConfig, config).representation_weight > 0
-        fix = "method.representation_weight: 0, which leaves the critic out" if critic else "fewer slots or rows in each"
+        fix = (
+            "method.representation_weight: 0, which leaves the critic out" if critic else "fewer slots or rows in each"
+        )
         check_size(numbers(1), budget, length, f"set {fix}")
         each = numbers(2) - numbers(1)
         rank = 1 + (budget - numbers(1)) // each if each else 1
