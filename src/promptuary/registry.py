@@ -20,8 +20,8 @@ KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task", "solvers
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
 _HELPERS = {
-    "attach", "base", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors", "recompute", "shared",
-    "tail", "template", "text", "translate", "vocabulary",
+    "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors",
+    "recompute", "shared", "tail", "template", "text", "translate", "vocabulary",
 }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class RunFolder:
         """Name it, and its prompts; nothing is read or written yet."""
         self.path = Path(path)
         self.prompts = [self.path / name for name in prompts]
+        self.prompt = self.prompts[0]
         self.rows = self.path / "metrics.jsonl"
         self._held = False
 

@@ -17,7 +17,7 @@ from promptuary.errors import NotFoldable, SiteError
 from promptuary.methods.base import Method
 from promptuary.prompts.init import Starting
 from promptuary.testing import PROPERTIES, ContractFailure, check_method
-from promptuary.types import Prompt, View
+from promptuary.types import Outputs, Prompt, View
 
 # ---- the report -----------------------------------------------------------------------------------------------------
 
@@ -127,10 +127,16 @@ def _as_first_made(self: Any, view: View) -> Prompt:
     return self.__dict__["made"]
 
 
-def _count_steps(self: Any, task_loss: torch.Tensor) -> Any:
+def _with_gradients(self: Any, view: View) -> Prompt:
+    """A graph, whoever asks."""
+    with torch.enable_grad():
+        return Prompt(rows=self.rows.sin()[None])
+
+
+def _count_steps(self: Any, task_loss: torch.Tensor, outputs: Outputs) -> Any:
     """A weight that changes from step to step and that no checkpoint holds."""
     self.steps = self.__dict__.get("steps", 0) + 1
-    return Method.loss(self, task_loss * self.steps)
+    return Method.loss(self, task_loss * self.steps, outputs)
 
 
 def _fill_from_the_global_generator(self: Any, source: Starting) -> None:
@@ -145,6 +151,11 @@ def _fill_and_write_to_the_model(self: Any, source: Starting) -> None:
 
 def _refuse(self: Any) -> Prompt:
     raise NotFoldable("it reads the text")
+
+
+def _constant(self: Any) -> Prompt:
+    """Rows as if nothing were read."""
+    return Prompt(rows=self.rows.detach().clone()[None])
 
 
 def _double(self: Any) -> Prompt:
@@ -164,9 +175,10 @@ WRONG: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["saved_prompt_predicts_the_same"],
         {"build": _build_with_secret, "fill": _fill_secret, "prompt": _with_secret},
     ),
+    "graph": (["forward_only_under_evolution"], {"prompt": _with_gradients}),
     "steps": (["a_resumed_run_equals_the_unbroken_one"], {"loss": _count_steps}),
     "fold": (["folded_equals_live"], {"fold": _double}),
-    "no_fold": (["folded_equals_live"], {**READS, "prompt": _batch, "fold": Sound.fold}),
+    "no_fold": (["folded_equals_live"], {**READS, "prompt": _batch, "fold": _constant}),
     "batch": (
         [PADDING, "a_row_of_a_batch_equals_that_row_alone", "accumulation_equals_the_big_batch"],
         {**READS, "prompt": _batch},

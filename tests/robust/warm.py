@@ -22,7 +22,7 @@ import torch
 
 import promptuary
 import toy
-from promptuary import checkpoint, training
+from promptuary import checkpoint, course, training
 from promptuary.cli.main import main
 from promptuary.runs import RunFolder
 from promptuary.testing import tiny
@@ -49,11 +49,11 @@ class Job:
 
 PHASES: dict[str, tuple[Any, str]] = {
     "settings": (promptuary, "load_run"),
-    "data": (training, "load"),
-    "encoding": (training, "Feed"),
+    "data": (course, "load"),
+    "encoding": (course, "Feed"),
     "model": (training, "open_backbone"),
     "training": (training.Training, "step"),
-    "evaluation": (training, "evaluate"),
+    "evaluation": (course, "evaluate"),
     "save": (RunFolder, "save_state"),
     "finish": (checkpoint, "save_prompt"),
 }

@@ -5,6 +5,7 @@ Knows no files.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,13 @@ def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_equal_budgets_never_exceed_the_prompt_that_is_compared_with(method: str) -> None:
     settings = dict(registry.load("methods", method).tiny)
-    shape = tiny.backbone("causal").shape
-    config = match_budget(method, 100, shape, **settings)
+    shape = replace(tiny.backbone("causal").shape, classes=3)
+    try:
+        config = match_budget(method, 100, shape, **settings)
+    except ConfigError:
+        if registry.load("methods", method).sites:
+            raise
+        return  # what stands beside the model may be larger than any prompt, whatever its settings
     made = build_method(config, shape)
     assert sum(parameter.numel() for parameter in made.parameters()) <= 100 * 32
     direct = build_method(

@@ -171,7 +171,7 @@ class Backbone(abc.ABC):
         Raises:
             SiteError: this family has no place for them.
         """
-        raise SiteError(f"the {self.name} family has no place for keys and values of a prompt")
+        raise SiteError(self.lacks("kv"))
 
     @classmethod
     def load(cls, config: BackboneConfig) -> Backbone:
@@ -276,6 +276,15 @@ class Backbone(abc.ABC):
         """Whether prompts with different numbers of keys and values may stand in one batch."""
         return not counts_prefix(self.model)
 
+    def missing(self, sites: frozenset[str]) -> frozenset[str]:
+        """Which of these sites this model does not have."""
+        return sites - self.sites
+
+    def lacks(self, *sites: str) -> str:
+        """A message that it does not have them."""
+        kind, named = f"{type(self.model).__name__} ({self.name})", ", ".join(sorted(sites))
+        return f"the prompt uses {named}, for which {kind} has no place; choose another method or model"
+
     def place(self, batch: Batch, prompts: Prompts, side: Side = "right", **options: Any) -> Placed:
         """Put prompts into a batch; `options` as `place` has them.
 
@@ -284,11 +293,9 @@ class Backbone(abc.ABC):
         """
         several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
         for prompt in several:
-            missing = prompt.sites - self.sites
+            missing = self.missing(prompt.sites)
             if missing:
-                raise SiteError(
-                    f"the prompt uses {', '.join(sorted(missing))}, which the {self.name} family does not have"
-                )
+                raise SiteError(self.lacks(*missing))
         first = torch.tensor(self.prefix[:1], dtype=torch.long, device=batch.input_ids.device)
         return place(
             batch,

@@ -133,6 +133,21 @@ class Layer(CacheLayerMixin):
         return -1
 
 
+def passing(layers: Sequence[Pair | None], which: Tensor | None = None, *, keep: bool = False) -> transformers.Cache:
+    """A cache of what stands before one pass of a model that reads in both directions; the pass leaves it as it is."""
+    return transformers.Cache(layers=[Layer(pair, which, sliding=False, keep=keep) for pair in layers])
+
+
+def encoder_cache(model: Any, prefix: Prefix) -> transformers.Cache:
+    """The prefix for each layer of a model that reads in both directions.
+
+    Raises:
+        SiteError: the model would lose it.
+    """
+    check(model, prefix)
+    return passing(prefix.layers, None if prefix.straight else prefix.which)
+
+
 def runs_again(cache: transformers.Cache) -> bool:
     """Whether a pass leaves a cache as it was, so that any part of it may run twice."""
     return not isinstance(cache, transformers.EncoderDecoderCache) and all(isinstance(n, Layer) for n in cache.layers)

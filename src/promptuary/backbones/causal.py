@@ -13,11 +13,10 @@ import torch
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
 from promptuary.backbones.cache import check_window, keys_values, repeat_kv, window_of
-from promptuary.backbones.feed import loses_prefix, writing
+from promptuary.backbones.feed import loses_prefix, reads_both_ways, writing
 from promptuary.backbones.place import Placed, insert_after
 from promptuary.backbones.shared import Body
 from promptuary.backbones.tail import Expected, Narrow, Whole
@@ -48,8 +47,7 @@ class Causal(Backbone):
         Raises:
             SiteError: a masked model, which transformers loads as a causal one that sees all tokens.
         """
-        config = self.model.config
-        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder"):
+        if reads_both_ways(self.model):
             raise SiteError(f"{type(self.model).__name__} reads in both directions; use backbone.family: masked")
 
     def notes(self) -> list[str]:

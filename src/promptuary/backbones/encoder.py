@@ -13,12 +13,13 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor
 
-from promptuary.backbones.base import Backbone, Prompts
+from promptuary.backbones.base import Prompts
+from promptuary.backbones.bidirectional import Bidirectional
 from promptuary.backbones.kept import stamp_of
 from promptuary.types import Batch, Candidates, Prompt
 
 
-class Encoder(Backbone):
+class Encoder(Bidirectional):
     """A text encoder. Its "words" are class prototypes: the pooled vectors of the label words, without any prompt."""
 
     name = "encoder"

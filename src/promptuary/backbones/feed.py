@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from promptuary.backbones.cache import Prefix, decoder_cache, pair_cache
+from promptuary.backbones.cache import Prefix, decoder_cache, encoder_cache, pair_cache
 from promptuary.backbones.place import Placed
 from promptuary.errors import SiteError
 
@@ -32,16 +33,19 @@ def reading(
     Raises:
         SiteError: the model would lose a prefix.
     """
-    mask, first = placed.attention_mask, 0
+    mask, first, begin = placed.attention_mask, 0, 0
     inputs: dict[str, Any] = {}
     if placed.prefix is not None and not model.config.is_encoder_decoder:
         mask, first = torch.cat([placed.prefix.mask, mask], dim=1), placed.prefix.length
         counting = True
-        if new is None:
+        if reads_both_ways(model):
+            begin = first_position(model)
+            inputs["past_key_values"] = encoder_cache(model, placed.prefix)
+        elif new is None:
             inputs["past_key_values"] = decoder_cache(model, placed.prefix, cache)
     columns = {"input_ids": placed.input_ids, "token_type_ids": placed.segment_ids}
     if counting and takes_positions(model):
-        columns["position_ids"] = counted(mask)[:, first:]
+        columns["position_ids"] = counted(mask)[:, first:] + begin
     for name, value in columns.items():
         if value is not None:
             inputs[name] = value if new is None else value[:, -new:]
@@ -129,6 +133,20 @@ def _keep_cache(model: Any, options: dict[str, Any]) -> None:
 def counted(mask: Int[Tensor, "b q"]) -> Int[Tensor, "b q"]:
     """Positions that count what is real."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def reads_both_ways(model: Any) -> bool:
+    """Whether every token of a model without a decoder sees all others."""
+    config = model.config
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.to_dict().get("is_decoder")
+
+
+def first_position(model: Any) -> int:
+    """What a model with a table of positions calls the first: RoBERTa counts from behind the number of its padding."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def takes_positions(model: Any) -> bool:

@@ -12,7 +12,8 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor
 
-from promptuary.backbones.base import Backbone, Prompts, phrase_scores, read_words
+from promptuary.backbones.base import Prompts, phrase_scores, read_words
+from promptuary.backbones.bidirectional import Bidirectional
 from promptuary.backbones.feed import reading
 from promptuary.backbones.place import insert_after
 from promptuary.backbones.tail import Expected, Narrow, Whole
@@ -20,7 +21,7 @@ from promptuary.errors import DataError, SiteError
 from promptuary.types import ANSWER, Batch, Candidates
 
 
-class Masked(Backbone):
+class Masked(Bidirectional):
     """A masked language model."""
 
     name = "masked"

@@ -23,6 +23,7 @@ EXTRAS = {
     "quantized": "bitsandbytes",
     "plots": "matplotlib",
     "peft": "peft",
+    "blackbox": "cma",
     "test": "pytest",
     "docs": "sphinx",
 }

@@ -148,6 +148,7 @@ class Method(nn.Module, abc.ABC):
         self.shape = shape
         self.start_scale: dict[str, float] = {}
         self.draw_seed = 0
+        self.drawn: dict[str, bool] = {}
         self.build()
 
     @property
@@ -266,11 +267,11 @@ class Method(nn.Module, abc.ABC):
             raise ConfigError(f"{self.name} would hold a constant of size {size}; at most {most:,} numbers are allowed")
         # torch's own word for what belongs to a saved state
         self.register_buffer(name, torch.zeros(*size), persistent=not drawn)
+        self.drawn[name] = drawn
 
     def constants(self, *, drawn: bool) -> dict[str, Tensor]:
         """Tensors that are never trained: those that are drawn from a seed, or the others."""
-        kept = self.state_dict()
-        return {name: value for name, value in self.named_buffers() if (name not in kept) == drawn}
+        return {name: value for name, value in self.named_buffers() if self.drawn.get(name) is drawn}
 
     def redraw(self, seed: int) -> Method:
         """The drawn constants as this seed makes them."""

@@ -41,7 +41,7 @@ class BBT(Method):
     title = "BBT"
     paper = "arXiv 2201.03514"
     solver = "evolution"
-    tiny: ClassVar = {"num_virtual_tokens": 8, "intrinsic_dimension": 60, "alpha": 20.0}
+    tiny: ClassVar = {"num_virtual_tokens": 4, "intrinsic_dimension": 60, "alpha": 60.0}
     groups: ClassVar = {"vector": "prompt"}
     Config = BBTConfig
     matrix: Tensor

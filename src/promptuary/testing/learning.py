@@ -21,6 +21,7 @@ from promptuary import checkpoint, registry
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, FingerprintError, Interrupted
 from promptuary.listening import Listener
+from promptuary.population import Population
 from promptuary.testing.case import TEXTS, Case, expect, expect_close, expect_raised, gradient, logged
 from promptuary.training import train
 from promptuary.types import Shape
@@ -128,6 +129,29 @@ def accumulation_equals_the_big_batch(case: Case) -> None:
         expect_close(value, whole[name], f"the gradient of {name}")
 
 
+def forward_only_under_evolution(case: Case) -> None:
+    """Candidates for its tensors are scored by forward passes alone, and in one batch cost what each costs alone."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        raise AssertionError(f"a tensor {tuple(tensor.shape)} was kept for a backward pass")
+
+    tuned = case.tuned().train(True)
+    tuned.moment = 0, 0
+    batch, before = tuned.batch(case.rows(tuned)), tuned.state()
+    generator = torch.Generator().manual_seed(1)
+    candidates = {
+        name: torch.stack([value + 0.1 * torch.randn(value.shape, generator=generator) for _ in range(3)])
+        for name, value in before.items()
+    }
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        found = Population(tuned)(batch, candidates)
+    expect(all(map(torch.equal, tuned.state().values(), before.values())), "scoring candidates changed the prompt")
+    for number, cost in enumerate(found):
+        tuned.restore({name: values[number] for name, values in candidates.items()})
+        with torch.no_grad():
+            expect_close(cost, tuned.loss(batch).total, f"the loss of candidate {number + 1}")
+
+
 def a_resumed_run_equals_the_unbroken_one(case: Case) -> None:
     """Stopped twice in the middle of an epoch, with accumulation: the same prompt, scores and losses bit for bit."""
     settings = {"accumulation": 1 if case.method.whole_batches else 2}
@@ -176,6 +200,8 @@ def the_run_file_of_the_card_trains(case: Case) -> None:
     # its own settings, at the size of the tiny models and the toy data
     method = {**run.method.model_dump(), "name": case.method.name, "match_length": None, "init_prompt": None}
     method |= case.settings
+    if run.method.origins:
+        method["sources"] = case.sources()
     method["init"] = "vocabulary" if method["init"] == "saved" else method["init"]
     changes = {"steps": 2, "epochs": None, "batch_size": 6, "evaluate_every": 1, "save_every": 2, "threads": None}
     small = case.run("card", train={**run.train.model_dump(), **changes}, method=method)

@@ -64,6 +64,7 @@ PROPERTIES: dict[str, Property] = {
         Property(behaviour.second_turn_equals_fresh, ability="generate"),
         Property(behaviour.detaching_restores_the_base),
         Property(learning.accumulation_equals_the_big_batch),
+        Property(learning.forward_only_under_evolution),
         Property(learning.a_resumed_run_equals_the_unbroken_one),
         Property(behaviour.every_switch_off_gives_the_same),
         Property(behaviour.changed_tensors_count_at_once),

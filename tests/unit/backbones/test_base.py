@@ -220,7 +220,7 @@ def test_sites_that_a_family_lacks_are_refused() -> None:
     base = tiny.backbone("bert")
     backbone = NoOffsets(tiny.model("bert"), base.tokenizer, base.config)
     table = Offset(torch.ones(4, 1), torch.ones(1, tiny.WIDTH))
-    with pytest.raises(SiteError, match="uses offset, which the masked family does not have"):
+    with pytest.raises(SiteError, match="uses offset, for which BertForMaskedLM"):
         backbone.hidden(by_hand.texts(backbone), Prompt(offset=table))
 
 

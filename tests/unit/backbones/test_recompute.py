@@ -24,9 +24,9 @@ from promptuary.types import Prompt
 
 
 def prompts(of: Backbone) -> list[Prompt]:
-    """Rows and an offset; in decoders keys and values as well."""
+    """Rows and an offset; keys and values as well, where the model has a place for them."""
     several = [Prompt(by_hand.rows(4), by_hand.offset()), Prompt(by_hand.rows(3, seed=5))]
-    if "kv" in of.sites:
+    if not of.missing(frozenset({"kv"})):
         shape = of.shape
         kv = torch.randn(1, shape.layers, 2, shape.heads, 3, shape.head, generator=torch.Generator().manual_seed(1))
         several[1] = Prompt(kv=kv.requires_grad_())

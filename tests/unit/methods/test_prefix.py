@@ -251,13 +251,44 @@ def test_saved_folded_and_loaded_it_predicts_the_same(reparameterize: bool, tmp_
         tuned.method.fold().as_rows()
 
 
-@pytest.mark.parametrize("kind", ["bert", "minilm"])
-def test_families_without_a_place_for_it_say_so(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["deberta", "modernbert"])
+def test_models_without_a_place_for_it_say_so_by_name(kind: str) -> None:
     backbone = tiny.backbone(kind)
-    with pytest.raises(SiteError, match="has no place for keys and values"):
+    with pytest.raises(SiteError, match=f"kv, for which {type(backbone.model).__name__} .* has no place"):
         Tuned(backbone, None, Prefix(PrefixConfig(), backbone.shape)).initialise(torch.Generator())
-    with pytest.raises(SiteError, match="the prompt uses kv, which the .* family does not have"):
-        backbone.hidden(by_hand.texts(backbone), Prompt(kv=torch.zeros(1, 2, 2, 4, 3, 8)))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "minilm"])
+@both
+def test_in_an_encoder_it_is_computed_once_for_all_rows_and_steers_each(kind: str, reparameterize: bool) -> None:
+    """One prefix whatever the batch; every part of it gets a gradient, and each row the scores that it gets alone."""
+    tuned = made(kind, reparameterize=reparameterize).train(True)
+    given, answers = by_hand.texts(tuned.backbone), by_hand.candidates(tuned.backbone)
+    prompt = tuned.prompt(given)
+    assert prompt.kv.shape == (1, 2, 2, 4, 3, 8)
+    scores = tuned.backbone.score(given, prompt, answers)
+    bare = tuned.backbone.score(given, Prompt(), answers)
+    for row in range(3):
+        alone = tuned.backbone.score(by_hand.one(given, row), prompt, answers)[0]
+        torch.testing.assert_close(scores[row], alone, **by_hand.CLOSE)
+        assert not torch.allclose(scores[row], bare[row])
+    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
+    gradients = torch.autograd.grad((scores * weights).sum(), list(tuned.method.parameters()))
+    assert all(bool((part != 0).any()) for part in gradients)
+
+
+def test_with_an_mlp_it_starts_as_the_mlp_says_and_folds_to_what_the_mlp_made() -> None:
+    """KV = W_2 tanh(W_1 P' + b_1) + b_2, position by position, against torch's own layers."""
+    tuned = made("bert", reparameterize=True)
+    method, layers = tuned.method, torch.nn.Sequential(
+        torch.nn.Linear(32, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2 * 2 * 4 * 8)
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer, weight, bias in ((layers[0], method.w_1, method.b_1), (layers[2], method.w_2, method.b_2)):
+            layer.weight.copy_(weight.T)
+            layer.bias.copy_(bias)
+        wanted = layers(method.tokens).view(3, 2, 2, 4, 8)
+    torch.testing.assert_close(method.fold().kv[0], wanted.permute(1, 2, 3, 0, 4))
 
 
 def test_rows_of_a_saved_prompt_are_no_prefix() -> None:

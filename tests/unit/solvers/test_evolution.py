@@ -225,14 +225,6 @@ def test_a_population_runs_in_as_few_passes_as_fit(tmp_path: Path) -> None:
     training.backbone.release()
 
 
-def test_a_prompt_that_depends_on_the_text_goes_one_by_one(tmp_path: Path) -> None:
-    training = learner(
-        tmp_path, name="ept", gate_input="text", num_virtual_tokens=2, rank=2, reference_length=4, max_tokens=40
-    )
-    assert Population.of(training.tuned) is None
-    training.backbone.release()
-
-
 class Service:
     """A model behind a wire: prompt numbers and texts go in as plain lists, logits come out as plain lists."""
 

@@ -75,9 +75,9 @@ class Adapter:
         """Keys and values of every layer, [p, l 2 k e]."""
         shape, length = backbone.shape, len(flat)
         each = 2 * shape.layers * shape.heads * shape.head
-        if "kv" not in backbone.sites:
+        if backbone.missing(frozenset({"kv"})):
             raise FileFormatError(
-                f"a prefix needs keys and values, which the {backbone.name} family does not have here"
+                f"a prefix needs keys and values, for which {type(backbone.model).__name__} has no place"
             )
         if flat.shape[1] != each:
             raise FileFormatError(
