@@ -1,7 +1,7 @@
 """InfoPrompt: the invariants of the specification, numbered as there, and what its settings change.
 
 Knows no other method but prompt tuning, which it reduces to. The estimators themselves are tested against distributions
-with known answers in test_losses.py (invariant 4).
+with known answers in test_losses.py (invariant 4); test_infoprompt_equation.py computes the whole loss by hand.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
-from torch.nn.functional import cross_entropy, gelu, linear, log_softmax
+from torch.nn.functional import cross_entropy, gelu
 
 import tiny
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, SiteError
-from promptuary.methods.infoprompt import NULL, PREDICTION, REPRESENTATION, InfoPrompt, InfoPromptConfig
+from promptuary.methods.infoprompt import PREDICTION, InfoPrompt, InfoPromptConfig
 from promptuary.prompts.init import Starting
 from promptuary.seeds import Chance
 from promptuary.testing import case_of
@@ -226,80 +225,6 @@ def test_the_floor_silences_the_representations_loss_at_the_start(floor: float |
     loss.total.backward()
     assert made.critic_bias.grad is not None
     assert bool(made.critic_bias.grad.any()) == (floor is None)
-
-
-# ---- the equation --------------------------------------------------------------------------------------------------
-
-
-def by_hand(made: Tuned, batch: Any) -> dict[str, float]:
-    """The loss of a step, row by row from the frozen model's states, in another way than the method's."""
-    m, c, frozen = method_of(made), method_of(made).settings, made.backbone
-    t = {name: value.detach().double() for name, value in m.named_parameters()}
-    bare = frozen.answer(batch, Prompt()).double()
-    rows = torch.stack([t["rows"]] * len(batch)) if c.prompt_source == "static" else None
-    if rows is None:
-        hidden = gelu(linear(bare, t["down"].T, t["down_bias"]))
-        rows = linear(hidden, t["up"].T, t["up_bias"]).reshape(len(batch), -1, tiny.WIDTH)
-    prompt = Prompt(rows=rows.float(), placement=tuple((slot, c.num_virtual_tokens) for slot in c.slots))
-    under, width = frozen.answer(batch, prompt).double(), tiny.WIDTH
-
-    def posterior(state: Tensor) -> Normal:
-        log_std = linear(state, t["spread"].T, t["spread_bias"]).clamp(-2, 10)
-        return Normal(linear(state, t["mean"].T, t["mean_bias"]), log_std.exp())
-
-    def share(positive: Tensor, negatives: Tensor) -> float:
-        value = -log_softmax(torch.cat([positive.reshape(1), negatives]), dim=0)[0]
-        return float(value if c.nce_floor is None else value.clamp(max=-c.nce_floor))
-
-    found = dict.fromkeys(("task", "head", "representation", "prior"), 0.0)
-    for i, index in enumerate(batch.index.tolist()):
-        chance = Chance(*made.moment, torch.tensor([index]))
-        words = frozen.table.weight[batch.input_ids[i][batch.attention_mask[i].bool()]].double()
-        direction = t["head"].mean(0)
-        found["head"] += share(rows[i].mean(0) @ direction / width**0.5, words @ direction / width**0.5)
-        context = torch.stack([linear(row, t["critic"].T, t["critic_bias"]) for row in rows[i]]).mean(0)
-        if c.representation == "gaussian":
-            q, q0 = posterior(under[i]), posterior(bare[i])
-            noise = [chance.normal(4, purpose=purpose)[0] for purpose in (PREDICTION, REPRESENTATION)]
-            others = chance.normal(c.negatives, 4, purpose=NULL)[0]
-            read, seen = (linear(q.mean + q.stddev * one, t["out"].T, t["out_bias"]) for one in noise)
-            null = linear(q0.mean + q0.stddev * others, t["out"].T, t["out_bias"])
-            standard = Normal(torch.zeros(4).double(), torch.ones(4).double())
-            found["prior"] += float(sum(kl_divergence(one, standard).mean() for one in (q, q0)))
-        else:
-            read = seen = under[i]
-            null = bare[i][None]
-        found["representation"] += share(seen @ context / width**0.5, null @ context / width**0.5)
-        found["task"] += float(cross_entropy(t["head"] @ read, batch.target[i]))
-    return {name: value / len(batch) for name, value in found.items()}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"nce_floor": -2.0, "prompt_source": "instance"},
-        {"representation": "deterministic", "kl_weight": 0.0},
-        {"representation": "deterministic", "kl_weight": 0.0, "prompt_source": "instance"},
-    ],
-)
-def test_the_loss_is_the_equation_row_by_row(settings: dict[str, Any], family: str, tmp_path: Path) -> None:
-    weights = {"representation_weight": 0.3, "head_weight": 0.7, "kl_weight": 0.4}
-    made = tuned(tmp_path, family, train=True, **{**weights, **settings})
-    with torch.no_grad():
-        for parameter in method_of(made).parameters():
-            parameter.mul_(2)
-    batch, c = batch_of(made, tmp_path), method_of(made).settings
-    with torch.no_grad():
-        loss, wanted = made.loss(batch), by_hand(made, batch)
-    if c.representation == "deterministic":
-        del wanted["prior"]
-    assert loss.parts == pytest.approx(wanted, rel=1e-4, abs=1e-5)
-    total = wanted["task"] + 0.7 * wanted["head"] + 0.3 * wanted["representation"]
-    total += c.kl_weight * wanted.get("prior", 0.0)
-    assert float(loss.total) == pytest.approx(total, rel=1e-4)
-    assert all(value > 0 for value in wanted.values())
 
 
 @pytest.mark.parametrize(("bias", "log_std"), [(-50.0, -2.0), (50.0, 10.0)])
