@@ -65,7 +65,7 @@ class Prompt:
     attention reads them, after any rotation.
     `placement`: "front" of the whole sequence; "after_bos", behind the first special token where there is one; "end",
     behind the text and before an answer;
-    or several places with the number of rows that each takes, in the order of the text: those three, "before_answer"
+    or several places with the number of rows that each takes, in any order: those three, "before_answer"
     and "after_answer" (a mask; where there is none, the first is "end"), and named slots of the template.
     """
 

@@ -137,9 +137,13 @@ def place(
 
     # each prompt row stands behind `behind` text tokens; each text token behind the rows that come before it
     order = behind.masked_fill(~exists, torch.iinfo(torch.long).max).contiguous()
+    turn = slot
+    if any(not isinstance(prompt.placement, str) for prompt in prompts):  # several places, named in any order
+        order, sources = order.sort(dim=1, stable=True)
+        turn = sources.argsort(dim=1)
     text_column = rank + torch.searchsorted(order, rank.contiguous(), right=True)
     ahead = rank + torch.searchsorted(order, (rank + 1).contiguous(), right=True)
-    prompt_column = slot + behind
+    prompt_column = turn + behind
     real = mask.sum(1) + lengths
     if side == "right" or (tight and side == "left"):
         # the longest text and the longest prompt need not meet in one row
@@ -155,7 +159,7 @@ def place(
         following = ordered.gather(1, behind.clamp(max=mask.shape[1] - 1))
         past_end = behind >= mask.sum(1, keepdim=True)
         last = ordered.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)) + 1
-        prompt_column = slot + shift + torch.where(past_end, last, following)
+        prompt_column = turn + shift + torch.where(past_end, last, following)
         ahead = text_column
 
     instance = torch.arange(size, device=device)

@@ -26,7 +26,7 @@ from promptuary.prompts.init import Starting
 from promptuary.types import Losses, Outputs, Prompt, Shape, View
 
 Anchor = Literal["front", "after_bos", "before_answer", "after_answer", "end"]
-FRESH, REPRESENTATION, NULL = 1, 2, 3
+PREDICTION, REPRESENTATION, NULL = 1, 2, 3
 """Purposes of the noise of a step: of the prediction, of the representation loss, and of its negatives."""
 
 
@@ -38,7 +38,7 @@ class InfoPromptConfig(MethodConfig):
     slots: tuple[Anchor, ...] = Field(
         ("after_bos", "end"),
         min_length=1,
-        description="places of the rows, in the order of the text; every family has these two (our choice). The "
+        description="places of the rows; every family has these two (our choice). The "
         "release has after_bos, before_answer, after_answer and end, on a masked model",
     )
     prompt_source: Literal["static", "instance"] = Field(
@@ -185,7 +185,7 @@ class InfoPrompt(Method):
 
     def scores(self, outputs: Outputs) -> Float[Tensor, "b c"]:
         """Theta O(z): with noise in training, at the mean in evaluation."""
-        return self._represented(outputs, FRESH) @ self.head.T
+        return self._represented(outputs, PREDICTION) @ self.head.T
 
     def loss(self, task_loss: Float[Tensor, ""], outputs: Outputs) -> Losses:
         """L_task + gamma L_head + beta L_rep + kl_weight L_kl; see the notation above."""
@@ -197,15 +197,16 @@ class InfoPrompt(Method):
             total = total + weight * value
             parts[name] = float(value.detach())
 
+        rows = self.prompt(view).rows
+        assert rows is not None
         if c.head_weight:
             assert view.embeddings is not None
             assert view.mask is not None
-            direction = self.head.mean(0)
-            per_row = losses.aligned_nce(self._rows(view), direction, view.embeddings, view.mask, c.nce_floor)
+            per_row = losses.aligned_nce(rows, self.head.mean(0), view.embeddings, view.mask, c.nce_floor)
             add("head", c.head_weight, per_row.mean())
         if c.representation_weight:
             # no gradient reaches P through the critic: it would move the context to fit the negatives
-            context = (self._rows(view).detach() @ self.critic + self.critic_bias).mean(1)
+            context = (rows.detach() @ self.critic + self.critic_bias).mean(1)
             positive = self._represented(outputs, REPRESENTATION)
             per_row = losses.conditional_nce(positive, self._null(view), context, c.nce_floor)
             add("representation", c.representation_weight, per_row.mean())
@@ -216,11 +217,6 @@ class InfoPrompt(Method):
             assert isinstance(prior, Tensor)
             add("prior", c.kl_weight, prior)
         return Losses(total, parts)
-
-    def _rows(self, view: View) -> Float[Tensor, "g n d"]:
-        rows = self.prompt(view).rows
-        assert rows is not None
-        return rows
 
     def _posterior(self, state: Float[Tensor, "b h"]) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b r"]]:
         """Mean and log-std of q(z | m)."""
@@ -262,7 +258,11 @@ class InfoPrompt(Method):
         def numbers(rank: int) -> int:
             return cls.count(config.model_copy(update={"rank": rank}), shape)
 
-        check_size(numbers(1), budget, length, "set method.representation_weight: 0, which leaves the critic out")
+        critic = cast(InfoPromptConfig, config).representation_weight > 0
+        fix = (
+            "method.representation_weight: 0, which leaves the critic out" if critic else "fewer slots or rows in each"
+        )
+        check_size(numbers(1), budget, length, f"set {fix}")
         each = numbers(2) - numbers(1)
         rank = 1 + (budget - numbers(1)) // each if each else 1
         return config.model_copy(update={"rank": min(rank, shape.width)})

@@ -172,6 +172,23 @@ def test_placements_equal_a_hand_built_sequence(kind: str, side: Any) -> None:
             assert bool(placed.attention_mask[:, 0 if side == "right" else -1].all())
 
 
+@every
+@pytest.mark.parametrize("side", ["left", "right", "keep"])
+def test_places_may_be_named_in_any_order(kind: str, side: Any) -> None:
+    backbone, vectors = tiny.backbone(kind), by_hand.rows(4)
+    longer = [replace(piece, value="a big old blue plum") if piece.role == "field" else piece for piece in SLOTTED]
+    given = by_hand.batch(backbone, [SLOTTED, longer])
+    mixed = Prompt(vectors, placement=(("prompt_b", 2), ("front", 1), ("prompt_a", 1)))
+    ordered = Prompt(vectors[:, [2, 3, 0, 1]], placement=(("front", 1), ("prompt_a", 1), ("prompt_b", 2)))
+    found, wanted = backbone.hidden(given, mixed), backbone.hidden(given, ordered)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    one, two = (backbone.place(given, prompt, side) for prompt in (mixed, ordered))
+    same_row = torch.cat([torch.arange(tiny.SIZE), tiny.SIZE + torch.tensor([2, 3, 0, 1])])
+    assert torch.equal(one.input_ids, same_row[two.input_ids])
+    for name in ("attention_mask", "columns", "ahead"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+
+
 def test_a_slot_that_the_template_lacks_is_refused() -> None:
     backbone = tiny.backbone("llama")
     prompt = Prompt(by_hand.rows(2), placement=(("prompt", 2),))
