@@ -1,6 +1,6 @@
 """IPT, instance-wise prompt tuning (arXiv 2206.01958): every token of the vocabulary has a prompt vector of its own.
 
-Knows no backbone. Rebuilt from the abstract and from reading the authors' release; docs/methods/ipt.md says what differs.
+Knows no backbone. Rebuilt from the abstract and the authors' release; docs/methods/ipt.md says what differs.
 
 Notation: E_s [V + 1, w] the table, its last row for a token that is missing; u [b, n] the first n tokens of each text;
 Q = E_s[u], or a small network over it; P [n, d] or KV [l, 2, k, n, e] what all texts share; s the scale of Q.
@@ -57,8 +57,8 @@ class IPTConfig(SourcedConfig):
     )
     tokens: Literal["content", "ids"] | None = Field(
         None,
-        description='which tokens are the first n: those of the text itself ("content"), or all real ones, special ones '
-        'and the template\'s too ("ids"); without it as the preset says (open question 3)',
+        description='what the first n tokens are among: all but special ones ("content"), or special ones too ("ids"); '
+        "without it as the preset says (open question 3)",
     )
     table_init: Literal["random", "vocabulary", "saved"] = Field(
         "random",
@@ -180,6 +180,9 @@ class IPT(Method):
         """
         if not self.shape.vocabulary:
             raise ConfigError("ipt looks up a row for every token of the vocabulary: it needs a model of text")
+        most, rank = min(self.shape.vocabulary, _row(self.config, self.shape)), self.settings.table_rank
+        if rank is not None and rank > most:
+            raise ConfigError(f"method.table_rank {rank} is above {most}, where a table is whole; leave it out")
         for name, size in self.sizes(self.config, self.shape).items():
             if name in TABLE and not self.settings.train_table:
                 self.constant(*size, name=name)
@@ -299,7 +302,7 @@ class IPT(Method):
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:
-        """The sum over `sizes`: n d or 2 l k e n, (V + 1) w or (V + 1 + w) r, and the network; see docs/methods/ipt.md."""
+        """N d or 2 l k e n of the shared prompt, (V + 1) w or (V + 1 + w) r of the table, and the network."""
         still = () if cast(IPTConfig, config).train_table else TABLE
         return sum(math.prod(size) for name, size in cls.sizes(config, shape).items() if name not in still)
 

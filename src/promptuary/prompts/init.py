@@ -135,7 +135,7 @@ def starting_prefix(
 ) -> Float[Tensor, "l 2 k n e"]:
     """Keys and values of `count` positions in every layer, in float32.
 
-    "vocabulary", "text": what the frozen model computes for these words (Li and Liang 2021, section 7.4: start from real
+    "vocabulary", "text": what the frozen model computes for these words (Li and Liang 2021, section 7.4, advise real
     words); "random": normal at that scale, layer by layer and for keys and values apart (our choice).
 
     Raises:
