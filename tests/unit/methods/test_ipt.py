@@ -177,6 +177,11 @@ def test_a_token_changes_its_own_row_or_all_behind_a_network_and_a_late_one_noth
 ) -> None:
     """Invariant 3."""
     made = tuned(tmp_path, mode=mode, encoder=encoder, instance_scale=3.0)
+    with torch.no_grad():
+        method_of(made).table[40] = 5.0  # so that it is the largest answer of a filter wherever it stands
+        for name, value in method_of(made).named_parameters():
+            if "filter" in name:
+                value.abs_()
     ids = [20, 21, 22, 23, 24, 25]
     before = instance(made, texts(ids))[0]
     for place in range(6):
@@ -186,19 +191,8 @@ def test_a_token_changes_its_own_row_or_all_behind_a_network_and_a_late_one_noth
             assert differs == [False] * N
         elif encoder is None:
             assert differs == [row == place for row in range(N)]
-        elif encoder != "cnn":  # the largest answer of a filter may come from another place
+        else:
             assert differs == [True] * N
-    swapped = instance(made, texts([21, 20, *ids[2:]]))[0]
-    if encoder is None:
-        assert not torch.equal(swapped, before)
-
-
-def test_behind_convolutions_some_token_changes_every_row(tmp_path: Path) -> None:
-    made = tuned(tmp_path, encoder="cnn", num_virtual_tokens=6)
-    found = [instance(made, texts([20, 21, 22, 23, 24, 25, last]))[0] for last in (26, 27)]
-    assert torch.equal(*found)  # the seventh
-    found = [instance(made, texts([first, 21, 22, 23, 24, 25]))[0] for first in range(30, 60)]
-    assert any(all(not torch.equal(a, b) for a, b in zip(found[0], one, strict=True)) for one in found[1:])
 
 
 @modes
