@@ -15,10 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig, check_size
 from promptuary.prompts.blocks import kaiming_uniform
-from promptuary.prompts.init import Starting, starting_ids
+from promptuary.prompts.init import Starting, starting_prefix
 from promptuary.types import Prompt, Shape, View
 
 
@@ -80,15 +79,7 @@ class Prefix(Method):
             for weight in (self.w_1, self.w_2):
                 weight.copy_(kaiming_uniform(weight.shape[1], weight.shape[0], source.generator).T)
             return
-        if config.init == "saved":
-            raise ConfigError("a prefix cannot start from saved rows; choose method.init vocabulary, text or random")
-        start = "vocabulary" if config.init == "random" else config.init
-        ids = starting_ids(start, config.num_virtual_tokens, source, text=config.init_text)
-        real = source.vocabulary.keys_values(ids)[0]
-        if config.init == "random":
-            scale = real.pow(2).mean(dim=(2, 3, 4), keepdim=True).sqrt()
-            real = torch.randn(real.shape, generator=source.generator) * scale
-        self.kv.copy_(real)
+        self.kv.copy_(starting_prefix(config.init, config.num_virtual_tokens, source, text=config.init_text))
 
     def prompt(self, view: View) -> Prompt:
         """KV; the MLP runs once, not once per row of the batch."""

@@ -128,3 +128,25 @@ def starting_rows(start: Start, count: int, source: Starting, *, text: str | Non
         return vocabulary.embed(starting_ids(start, count, source, text=text))
     width = vocabulary.embed(vocabulary.common(COMMON_TOKENS)[:1]).shape[1]
     return torch.randn(count, width, generator=generator) * vocabulary.rms()
+
+
+def starting_prefix(
+    start: Start | Literal["saved"], count: int, source: Starting, *, text: str | None = None
+) -> Float[Tensor, "l 2 k n e"]:
+    """Keys and values of `count` positions in every layer, in float32.
+
+    "vocabulary", "text": what the frozen model computes for these words (Li and Liang 2021, section 7.4, advise real
+    words); "random": normal at that scale, layer by layer and for keys and values apart (our choice).
+
+    Raises:
+        ConfigError: "saved", since rows are no prefix; or as `starting_ids`.
+        SiteError: the model has no place for keys and values.
+    """
+    if start == "saved":
+        raise ConfigError("a prefix cannot start from saved rows; choose method.init vocabulary, text or random")
+    ids = starting_ids("vocabulary" if start == "random" else start, count, source, text=text)
+    real = source.vocabulary.keys_values(ids)[0]
+    if start != "random":
+        return real
+    scale = real.pow(2).mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    return torch.randn(real.shape, generator=source.generator) * scale
