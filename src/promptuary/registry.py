@@ -21,7 +21,7 @@ KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task", "solvers
 
 _HELPERS = {
     "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors",
-    "recompute", "shared", "tail", "template", "text", "translate", "vocabulary",
+    "recompute", "shared", "tail", "template", "text", "translate", "turns", "vocabulary",
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Staging:
                 schedule=train.schedule,
                 warmup=int(train.warmup) if train.warmup >= 1 else round(train.warmup * steps),
                 clip=train.clip,
-                advice=self.course.advice,
+                advice={**self.course.advice, **self.stages[stage].advice},
                 together=Population.of(self.course.learner),
             ),
         )
