@@ -89,13 +89,14 @@ class Stage:
     """A part of a run: its share of the steps (or calls), and the parameters that it trains; None is all of them.
 
     The shares of a method's stages sum to one. Each stage has a solver and a schedule of its own; `advice` goes before
-    that of the method.
+    that of the method. `solver`: by name, another search than that of the run, where the run searches at all.
     """
 
     name: str
     share: float = 1.0
     parameters: frozenset[str] | None = None
     advice: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    solver: str | None = None
 
 
 class Method(nn.Module, abc.ABC):

@@ -28,6 +28,9 @@ from promptuary.types import Prompt, Shape, View
 TINY = 1e-3
 """Routers and z start within this of zero, so that the prompt starts as its placeholders; the release."""
 
+BOX = (-5.0, 5.0)
+"""Where Bayesian optimisation looks for logits of gates; the release."""
+
 RATES = {
     ("input", "pretrain"): (5e-3, 1e-3),
     ("input", "gradient"): (1e-2, 3e-4),
@@ -44,7 +47,7 @@ class MP2Config(SourcedConfig):
     preset: Literal["paper", "release"] = Field(
         "paper",
         description='what the settings without a value are: "paper", our reading for models and budgets of any size; '
-        '"release", the authors\' code: its learning rates, 200 of 8,000 calls for the router, gates that may vanish',
+        '"release", the authors\' code: its rates, Bayesian search of the router in 200 of 8,000 calls, a small sum',
     )
     phase: Literal["pretrain", "gradient", "blackbox"] = Field(
         "pretrain",
@@ -82,6 +85,11 @@ class MP2Config(SourcedConfig):
         description="part of the steps (or calls) for the router; without it 0.5, or as the preset says (release: "
         "black-box 0.025)",
     )
+    router_search: Literal["evolution", "bayes"] | None = Field(
+        None,
+        description="how black-box adaptation searches the router; without it evolution, or as the preset has it: "
+        "Bayesian optimisation from -5 to 5",
+    )
     freeze_router: bool = Field(True, description="whether the router stays as it is in the second stage; the release")
     router_lr: float | None = Field(
         None,
@@ -110,6 +118,11 @@ class MP2Config(SourcedConfig):
         """`router_share` as it is meant."""
         usual = 0.025 if self.released and self.phase == "blackbox" else 0.5
         return usual if self.router_share is None else self.router_share
+
+    @property
+    def searches(self) -> str:
+        """`router_search` as it is meant."""
+        return self.router_search or ("bayes" if self.released else "evolution")
 
     @property
     def smallest(self) -> float:
@@ -256,8 +269,9 @@ class MP2(Method):
         last = frozenset(rest if c.freeze_router else {*rest, "router"})
         # deep, one search for each layer, in turn
         how = {"apart": self.deep}
+        search = c.searches if c.phase == "blackbox" else None
         return (
-            Stage("router", c.router_part, frozenset({"router"}), advice={"sigma": 1.0}),
+            Stage("router", c.router_part, frozenset({"router"}), {"sigma": 1.0, "bounds": BOX}, search),
             Stage("parts" if c.phase == "gradient" else "vector", 1 - c.router_part, last, advice=how),
         )
 

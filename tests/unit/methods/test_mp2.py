@@ -298,6 +298,31 @@ def test_the_router_is_searched_in_steps_of_its_own_size(tmp_path: Path) -> None
         assert [staging.solver(stage).rates()["sigma"] for stage in (0, 1)] == pytest.approx(wanted)
 
 
+def test_the_router_may_be_searched_as_in_the_release(tmp_path: Path) -> None:
+    """Ambiguity 8, and 9's budget: 20 calls of 60 by Bayesian optimisation in its box, the rest by evolution."""
+    values, states = toy.settings(tmp_path, "masked"), Moves()
+    method = {"name": "mp2", **SMALL, "phase": "blackbox", "preset": "release"}
+    run = build({**values, "method": method, "solver": {"name": "evolution", "budget": 60}})
+    course = Course(run, tiny.backbone("masked"))
+    staging = Staging(run, course)
+    assert staging.borders == [0, 1, 3]
+    solvers = [staging.solver(stage) for stage in (0, 1)]
+    assert [one.name for one in solvers] == ["bayes", "evolution"]
+    result = train(run, backbone=tiny.backbone("masked"), listener=states)
+    assert result.facts["forward_calls"] == 60
+    assert states.moves[1] <= {"method.router"}
+    assert float(states.states[1]["method.router"].abs().max()) <= 5
+    again = train(run.model_copy(update={"out": str(tmp_path / "again")}), backbone=tiny.backbone("masked"))
+    one, two = (Path(found.dir) / "prompt" / "prompt.safetensors" for found in (result, again))
+    assert one.read_bytes() == two.read_bytes()
+    plain = build({**values, "method": {**method, "router_search": "evolution"}})
+    assert Staging(plain, course).stages[0].solver == "bayes"
+    own = Staging(plain, Course(plain, tiny.backbone("masked")))
+    assert own.solver(0).name == "evolution"
+    gradient = build({**values, "method": method, "solver": {"name": "gradient"}})
+    assert Staging(gradient, Course(gradient, tiny.backbone("masked"))).solver(0).name == "gradient"
+
+
 def test_what_is_kept_is_never_worse_than_the_router_alone(tmp_path: Path) -> None:
     """Invariant 9: on the validation rows, whatever the vector's search did after it."""
     values = toy.settings(tmp_path, "masked")
