@@ -22,6 +22,7 @@ from promptuary.backbones.base import BackboneConfig
 from promptuary.building import build_baseline, open_backbone
 from promptuary.config import load_run
 from promptuary.course import Course
+from promptuary.data.load import load
 from promptuary.errors import ConfigError, FileFormatError, FingerprintError, Interrupted, PromptuaryError
 from promptuary.evaluation import evaluate
 from promptuary.listening import Stop
@@ -31,6 +32,7 @@ from promptuary.seeds import seeded
 from promptuary.training import Listener, Training, train
 from promptuary.tuned import Tuned
 
+ROOT = Path(__file__).parents[3]
 BASELINES = registry.names("baselines")
 FAMILIES = {"causal": "gpt2", "seq2seq": "bart", "masked": "bert", "encoder": "minilm"}
 """An architecture with biases for each family."""
@@ -247,6 +249,18 @@ def test_gradient_checkpointing_and_parts_of_a_batch_change_nothing(tmp_path: Pa
         losses.append([row["loss"] for row in toy.metric_rows(tmp_path / str(number)) if "loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
+    model = {"model": tiny.save(tmp_path / "model", "encoder"), "family": "encoder", "device": "cpu"}
+    small = ["data.train_size=16", "data.validation_size=8", "data.max_length=24", "train.steps=2"]
+    read = load_run(ROOT / "runs" / f"{name}.yaml", small, out=str(tmp_path / "run"), backbone=model)
+    labels = sorted({row["label"] for row in load(read.data, ("text", "label"), torch.Generator()).train})
+    # the tiny vocabulary knows other words than the real one
+    task = {**read.task.model_dump(), "labels": dict(zip(labels, tiny.WORDS, strict=False))}
+    done = train(load_run({**read.model_dump(), "task": task}))
+    assert (done.facts["method"], done.facts["steps"]) == (name, 2)
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:
