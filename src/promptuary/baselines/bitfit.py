@@ -6,6 +6,7 @@ Knows no architecture: a bias is what torch's modules call so.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +19,7 @@ from promptuary.errors import ConfigError
 class BitFitConfig(WeightsConfig):
     """Settings of BitFit."""
 
+    name: Literal["bitfit"] = "bitfit"
     learning_rate: float = Field(
         1e-3, gt=0, description="of all biases; the paper searches 1e-4 to 1e-3 (Ben Zaken et al. 2022, A.2)"
     )

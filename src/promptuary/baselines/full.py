@@ -6,6 +6,7 @@ Knows no architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +18,7 @@ from promptuary.baselines.base import Baseline, WeightsConfig
 class FullConfig(WeightsConfig):
     """Settings of full fine-tuning."""
 
+    name: Literal["full"] = "full"
     learning_rate: float = Field(
         3e-5,
         gt=0,

@@ -6,6 +6,7 @@ Knows no architecture and no task; the head is the task's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from promptuary.baselines.base import Baseline, BaselineConfig
 
 class LinearProbeConfig(BaselineConfig):
     """Settings of linear probing: none, since the head's are the task's (`task.head_lr`)."""
+
+    name: Literal["linear_probe"] = "linear_probe"
 
 
 class LinearProbe(Baseline):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from promptuary.errors import ConfigError, require
 class LoraConfig(WeightsConfig):
     """Settings of LoRA."""
 
+    name: Literal["lora"] = "lora"
     learning_rate: float = Field(
         5e-4, gt=0, description="of both factors; 4e-4 to 5e-4 on RoBERTa-base (Hu et al. 2022, appendix D)"
     )

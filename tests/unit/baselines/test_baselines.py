@@ -203,8 +203,8 @@ def test_training_makes_the_loss_fall(tmp_path: Path) -> None:
         values["task"] = {**values["task"], "head_lr": 0.05}
         train(load_run(values))
         losses = [row["loss"] for row in toy.metric_rows(tmp_path / name) if "loss" in row]
-        # biases alone do little on a random model of two layers
-        assert losses[-1] < (0.95 if name == "bitfit" else 0.7) * losses[0], name
+        # a head or biases alone do little on a random model of two layers
+        assert losses[-1] < (0.7 if name in ("full", "lora") else 0.97) * losses[0], name
 
 
 # ---- like a run of a prompt -----------------------------------------------------------------------------------------
@@ -254,12 +254,12 @@ def test_gradient_checkpointing_and_parts_of_a_batch_change_nothing(tmp_path: Pa
 @pytest.mark.parametrize("name", BASELINES)
 def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
     model = {"model": tiny.save(tmp_path / "model", "encoder"), "family": "encoder", "device": "cpu"}
-    small = ["data.train_size=16", "data.validation_size=8", "data.max_length=24", "train.steps=2"]
-    read = load_run(ROOT / "runs" / f"{name}.yaml", small, out=str(tmp_path / "run"), backbone=model)
+    read = load_run(ROOT / "runs" / f"{name}.yaml", ["train.steps=2"], out=str(tmp_path / "run"), backbone=model)
     labels = sorted({row["label"] for row in load(read.data, ("text", "label"), torch.Generator()).train})
     # the tiny vocabulary knows other words than the real one
     task = {**read.task.model_dump(), "labels": dict(zip(labels, tiny.WORDS, strict=False))}
-    done = train(load_run({**read.model_dump(), "task": task}))
+    data = {**read.data.model_dump(), "train_size": 16, "validation_size": 8, "max_length": 24}
+    done = train(load_run({**read.model_dump(), "task": task, "data": data}))
     assert (done.facts["method"], done.facts["steps"]) == (name, 2)
 
 
