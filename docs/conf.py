@@ -104,6 +104,7 @@ def tables() -> dict[str, list[list[str]]]:
     solvers = [table(registry.load("solvers", name).Config) for name in registry.names("solvers")]
     joint = table(JointTask)
     pages = {"run-file.md": [*whole, *tasks, *solvers, joint], "methods/index.md": [table(MethodConfig)]}
+    pages["baselines.md"] = [table(registry.load("baselines", name).Config) for name in registry.names("baselines")]
     for name in registry.names("methods"):
         found = registry.load("methods", name)
         if found.__module__ == f"promptuary.methods.{name}":

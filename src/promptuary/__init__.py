@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_run": "promptuary.config",
     "Run": "promptuary.run",
+    "BaselineRun": "promptuary.run",
+    "load_baseline": "promptuary.weights",
     "train": "promptuary.training",
     "Result": "promptuary.training",
     "sweep": "promptuary.sweeping",
@@ -46,15 +48,17 @@ if TYPE_CHECKING:
     from promptuary.hosting import adapt
     from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
-    from promptuary.run import Run
+    from promptuary.run import BaselineRun, Run
     from promptuary.serve.engine import Engine
     from promptuary.sweeping import sweep
     from promptuary.training import Result, train
     from promptuary.tuned import Tuned
     from promptuary.types import Batch, Offset, Prompt
+    from promptuary.weights import load_baseline
 
 __all__ = [
     "Backbone",
+    "BaselineRun",
     "Batch",
     "Engine",
     "Method",
@@ -68,6 +72,7 @@ __all__ = [
     "adapt",
     "attach",
     "evaluate",
+    "load_baseline",
     "load_prompt",
     "load_run",
     "match_budget",

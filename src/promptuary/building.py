@@ -13,6 +13,7 @@ from typing import Any
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.backbones.load import family_of, guess_family
+from promptuary.baselines.base import Baseline, BaselineConfig
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig, SourcedConfig
 from promptuary.tasks.base import Task
@@ -81,6 +82,12 @@ def prompts_of(folder: Path) -> list[Path]:
 def _all(sources: Sequence[str]) -> tuple[str, ...]:
     """Sources; for the folder of a run on several tasks, the prompts of all of them."""
     return tuple(one for name in sources for one in [str(path) for path in prompts_of(Path(name))] or [name])
+
+
+def build_baseline(config: BaselineConfig) -> Baseline:
+    """A baseline from its settings."""
+    made: Baseline = registry.load("baselines", config.name)(config)
+    return made
 
 
 def match_budget(method: str, length: int, width: int | Shape, /, **settings: Any) -> MethodConfig:

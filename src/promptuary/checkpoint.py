@@ -144,16 +144,16 @@ def load_prompt(
         }
         # whoever made the file does not decide that code of the base is run
         values = {**facts["backbone"], "device": "auto", "trust_remote_code": False, **changes}
-        backbone = open_backbone(_settings(path, BackboneConfig, values, "backbone"))
+        backbone = open_backbone(settings_of(path / FACTS, BackboneConfig, values, "backbone"))
     backbone.check_identity(facts["identity"], facts["backbone"]["model"])
     task = None
     if facts["task"] is not None:
         task_class = registry.load("tasks", facts["task"]["name"])
-        task = task_class(_settings(path, task_class.Config, facts["task"], "task"))
+        task = task_class(settings_of(path / FACTS, task_class.Config, facts["task"], "task"))
     method_class = registry.load("methods", facts["method"])
     # sizes were settled when it was saved
     values = {**facts["method_config"], "match_length": None}
-    config = _settings(path, method_class.Config, values, "method")
+    config = settings_of(path / FACTS, method_class.Config, values, "method")
     held = sum(value.numel() for name, value in tensors.items() if name.startswith("method."))
     shape = shape_of(backbone, task)
     needed = method_class.count(config, shape)
@@ -165,7 +165,7 @@ def load_prompt(
         )
     method = _built(path, facts, config, shape, constants)
     tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
-    _same_sizes(path / TENSORS, facts["method"], tuned.state(), tensors)
+    same_sizes(path / TENSORS, f"method {facts['method']}", tuned.state(), tensors)
     tuned.restore(tensors)
     return tuned
 
@@ -187,7 +187,7 @@ def _built(
         )
     method = build_method(config, shape)
     copied = {f"method.{name}": value for name, value in method.constants(drawn=False).items()}
-    _same_sizes(path / CONSTANTS, facts["method"], copied, constants)
+    same_sizes(path / CONSTANTS, f"method {facts['method']}", copied, constants)
     for name, value in copied.items():
         value.copy_(constants[name])
     drawn = facts.get("drawn") or {"seed": 0, "sha256": ""}
@@ -199,15 +199,18 @@ def _built(
     return method
 
 
-def _same_sizes(path: Path, method: str, asked: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    """Refuse a file whose tensors are not those that the method has."""
+def same_sizes(path: Path, whose: str, asked: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose tensors are not those that its owner has.
+
+    Raises:
+        FileFormatError: names the first one that differs.
+    """
     expected = {name: (tuple(value.shape), value.dtype) for name, value in asked.items()}
     found = {name: (tuple(value.shape), value.dtype) for name, value in held.items()}
     if expected != found:
         name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         raise FileFormatError(
-            f"{path}: tensor {name[:80]!r} is {_kind(found.get(name))}, "
-            f"but method {method} needs {_kind(expected.get(name))}"
+            f"{path}: tensor {name[:80]!r} is {_kind(found.get(name))}, but {whose} needs {_kind(expected.get(name))}"
         )
 
 
@@ -254,6 +257,10 @@ def find_local(folder: str | Path) -> Path:
     several = prompts_of(path)
     if several:
         raise FileFormatError(f"{path} holds the prompts of several tasks; name one: {', '.join(map(str, several))}")
+    if any((one / "weights.json").is_file() for one in (path, path / "weights")):
+        raise FileFormatError(
+            f"{path} holds the weights of a baseline and no prompt: only evaluate and predict take it"
+        )
     raise FileFormatError(f"{path} holds no prompt (expected {FACTS} in it or in its folder prompt/)")
 
 
@@ -380,14 +387,18 @@ def _kind(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
     return "missing" if found is None else f"{found[1]} of shape {found[0]}"
 
 
-def _settings(path: Path, kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
-    """Settings from `prompt.json`; what is wrong with them is wrong with the file."""
+def settings_of(path: Path, kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
+    """Settings from a file of facts; what is wrong with them is wrong with the file.
+
+    Raises:
+        FileFormatError: with what is wrong.
+    """
     try:
         return kind.read(values, where=where)
     except ConfigError as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
-        raise FileFormatError(f"{path / FACTS}: {reason}; was it saved by a newer promptuary?") from None
+        raise FileFormatError(f"{path}: {reason}; was it saved by a newer promptuary?") from None
 
 
 def _folded(tuned: Tuned) -> dict[str, Tensor] | None:

@@ -18,17 +18,19 @@ from promptuary.backbones.base import BackboneConfig
 from promptuary.data.load import DataConfig
 from promptuary.errors import ConfigError
 from promptuary.registry import suggest
-from promptuary.run import JointRun, JointTask, MixtureConfig, Run, TrainConfig
+from promptuary.run import BaselineRun, JointRun, JointTask, MixtureConfig, Run, TrainConfig
 from promptuary.settings import Settings
 
 PARTS: dict[str, type[Settings]] = {
     "data": DataConfig, "backbone": BackboneConfig, "train": TrainConfig, "mixture": MixtureConfig,
 }  # fmt: skip
-NAMED = {"task": "tasks", "method": "methods", "solver": "solvers"}
+NAMED = {"task": "tasks", "method": "methods", "baseline": "baselines", "solver": "solvers"}
 
 
-def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **changes: Any) -> Run | JointRun:
-    """Read a run; one with `tasks` is a run on several of them.
+def load_run(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **changes: Any
+) -> Run | BaselineRun | JointRun:
+    """Read a run; one with `tasks` is a run on several of them, one with `baseline` trains weights of the model.
 
     Args:
         source: a YAML file, or the same content as a mapping. `extends: other.yaml` (one level) is read first,
@@ -52,7 +54,9 @@ def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     if top.get("suite") is not None:
         values = merge(suite(top["suite"]), values)
     whole = merge(override(values, parsed), changes)
-    return build(whole) if whole.get("tasks") is None else build_joint(whole)
+    if whole.get("tasks") is not None:
+        return build_joint(whole)
+    return build(whole) if whole.get("baseline") is None else build_baseline(whole)
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -78,6 +82,20 @@ def build(values: Mapping[str, Any]) -> Run:
     return Run.read(_checked(values, Run), where="")
 
 
+def build_baseline(values: Mapping[str, Any]) -> BaselineRun:
+    """Check a whole tree that has a baseline in the place of a method.
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    if values.get("method") is not None:
+        raise ConfigError("a run has either a method or a baseline; take one of them out")
+    if values.get("solver") is not None:
+        raise ConfigError("a baseline is trained by gradients; take solver out")
+    known = {name: value for name, value in values.items() if name != "method"}
+    return BaselineRun.read(_checked(known, BaselineRun), where="")
+
+
 def part_of(run: JointRun, name: str) -> Run:
     """The run on one of several tasks alone."""
     own = run.tasks[name]
@@ -95,6 +113,8 @@ def build_joint(values: Mapping[str, Any]) -> JointRun:
     tasks = values["tasks"]
     if not isinstance(tasks, Mapping) or len(tasks) < 2:
         raise ConfigError(f"tasks should be a mapping of at least two names to their task and data, got {tasks!r}")
+    if values.get("baseline") is not None:
+        raise ConfigError("a baseline is trained on one task: give its run task and data instead of tasks")
     other = next((name for name in ("task", "data", "suite") if values.get(name) is not None), None)
     if other is not None:
         raise ConfigError(f"a run has either tasks or {other}; move {other} into one of the tasks")
@@ -158,13 +178,15 @@ def _joint_task(name: str, value: Any) -> JointTask:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a run, with the settings of every known method and task."""
+    """The JSON schema of a run on one task, with the settings of every known method, baseline and task."""
     whole = Run.model_json_schema()
     for part, kind in NAMED.items():
         options = [registry.load(kind, name).Config.model_json_schema() for name in registry.names(kind)]
         for option in options:
             whole["$defs"].update(option.pop("$defs", {}))
         whole["properties"][part] = {"oneOf": options}
+    whole["required"].remove("method")
+    whole["oneOf"] = [{"required": ["method"]}, {"required": ["baseline"]}]
     whole["properties"]["extends"] = {"type": "string", "description": "another run file that this one changes"}
     return whole
 

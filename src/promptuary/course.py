@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptuary import checkpoint, files, registry
+from promptuary import checkpoint, files, registry, weights
 from promptuary.backbones.base import Backbone
-from promptuary.building import PROMPTS, build_method, shape_of
+from promptuary.baselines.base import Baseline
+from promptuary.building import PROMPTS, build_baseline, build_method, shape_of
 from promptuary.config import part_of
 from promptuary.data.load import Splits, load
 from promptuary.errors import ConfigError, PromptuaryError
 from promptuary.evaluation import Evaluation, evaluate
 from promptuary.joint import MEAN, Joint, JointEvaluation, JointFeed, check_metrics
-from promptuary.methods.base import Stage
+from promptuary.methods.base import Method, Stage
 from promptuary.metrics import METRICS
-from promptuary.run import AnyRun, JointRun, Run
+from promptuary.run import AnyRun, BaselineRun, JointRun, Run
 from promptuary.seeds import seeded
 from promptuary.sources import load_start
 from promptuary.training_data import Feed
@@ -29,8 +30,8 @@ from promptuary.tuned import Tuned
 class Course:
     """One task: its examples, the prompt that learns it, and what that is fed."""
 
-    def __init__(self, run: Run, backbone: Backbone, place: str = "prompt") -> None:
-        """Load and encode the examples, and start the prompt.
+    def __init__(self, run: Run | BaselineRun, backbone: Backbone, place: str = "prompt") -> None:
+        """Load and encode the examples, and start the prompt, or let the baseline into the model.
 
         Args:
             run: the settings.
@@ -40,15 +41,24 @@ class Course:
         Raises:
             PromptuaryError: one line on what is wrong with the settings, the data or an earlier prompt.
         """
-        self.run, self.folders = run, (place,)
+        self.run = run
         task_class = registry.load("tasks", run.task.name)
         split_seed = run.data.split_seed if run.data.split_seed is not None else run.seed
         required, check = task_class.required(run.task), task_class.check(run.task)
         self.splits: Splits = load(run.data, required, seeded(split_seed, 1), check)
         self.task = task_class(run.task, self.splits.train)
-        self.method = build_method(run.method, shape_of(backbone, self.task))
-        self.learner = Tuned(backbone, self.task, self.method, max_length=run.data.max_length)
-        self.learner.initialise(seeded(run.seed, 2), *load_start(self.method.config, backbone))
+        length, generator = run.data.max_length, seeded(run.seed, 2)
+        self.taught: Method | Baseline
+        if isinstance(run, BaselineRun):
+            self.folders: tuple[str, ...] = (weights.FOLDER,)
+            self.taught = baseline = build_baseline(run.baseline)
+            self.learner = Tuned(backbone, self.task, baseline=baseline, max_length=length)
+            self.learner.initialise(generator)
+        else:
+            self.folders = (place,)
+            self.taught = method = build_method(run.method, shape_of(backbone, self.task))
+            self.learner = Tuned(backbone, self.task, method, max_length=length)
+            self.learner.initialise(generator, *load_start(method.config, backbone))
         self.feed = Feed(run, self.splits, self.learner)
 
     @property
@@ -67,39 +77,48 @@ class Course:
         return METRICS[self.primary].higher_is_better
 
     @property
+    def rate(self) -> str:
+        """The setting of its learning rate."""
+        if self.learner.baseline is None:
+            return "method.prompt_lr"
+        return "task.head_lr" if self.learner.baseline.head_only else "baseline.learning_rate"
+
+    @property
     def notes(self) -> list[str]:
         """What a person should know about the data."""
         return [*self.splits.notes, *self.feed.notes()]
 
     @property
     def solver(self) -> str:
-        """The method's own solver."""
-        return self.method.solver
+        """The one that trains it by default."""
+        return self.taught.solver
 
     @property
     def advice(self) -> Mapping[str, Any]:
         """Settings of the solver that the method gives where they are left open."""
-        return self.method.advice
+        return self.taught.advice
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The parts of the run, one after the other."""
-        return self.method.stages()
+        return self.taught.stages()
 
     @property
     def whole_batches(self) -> bool:
         """Whether a batch cannot be cut."""
-        return self.method.whole_batches
+        return self.taught.whole_batches
 
     def begin(self, stage: int) -> Mapping[str, float]:
         """Before the first step of a later stage; what the method says of it."""
-        sources = load_start(self.method.config, self.learner.backbone)
+        method = self.learner.method
+        assert method is not None  # a baseline has one stage
+        sources = load_start(method.config, self.learner.backbone)
         return self.learner.begin(stage, seeded(self.run.seed, 9, stage), *sources)
 
     def facts(self) -> dict[str, Any]:
         """What result.json says of it."""
         return {
-            "method": self.method.name,
+            "method": self.taught.name,
             "task": self.run.suite or self.task.name,
             "data": self.run.data.source,
             "examples": sizes(self.feed),
@@ -115,14 +134,20 @@ class Course:
         return evaluate(self.learner, examples, rows=rows, batch_size=batch_size, interval=interval, check=check)
 
     def save(self, folder: Path, tested: Any) -> None:
-        """Write the prompt as it is now, with its test scores in the card."""
+        """Write what was learnt as it is now, with its test scores in the card."""
         scores = {f"test {name}": score for name, score in tested.scores.items()}
+        if self.learner.baseline is not None:
+            weights.save_weights(self.learner, folder / self.folders[0], metrics=scores)
+            return
         data = self.run.data.model_dump(include={"source", "subset", "revision"})
         data["examples"] = sizes(self.feed)
         checkpoint.save_prompt(self.learner, folder / self.folders[0], metrics=scores, data=data)
 
     def reload(self, folder: Path) -> None:
-        """The prompt as it was written."""
+        """What was learnt as it was written."""
+        if self.learner.baseline is not None:
+            weights.restore(self.learner, folder / self.folders[0])
+            return
         prompt = folder / self.folders[0]
         known = checkpoint.read_facts(prompt)["sha256"]
         self.learner.restore(files.read_tensors(prompt / checkpoint.TENSORS, known[checkpoint.TENSORS]))
@@ -134,6 +159,7 @@ class JointCourse:
 
     primary = MEAN
     higher_is_better = True
+    rate = "method.prompt_lr"
 
     def __init__(self, run: JointRun, backbone: Backbone) -> None:
         """Load every task, and tie what their prompts share.
@@ -234,7 +260,7 @@ def open_course(run: AnyRun, backbone: Backbone) -> Course | JointCourse:
     Raises:
         PromptuaryError: as the courses themselves.
     """
-    if isinstance(run, Run):
+    if isinstance(run, Run | BaselineRun):
         return Course(run, backbone)
     assert isinstance(run, JointRun)
     return JointCourse(run, backbone)

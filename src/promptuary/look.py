@@ -1,6 +1,6 @@
 """A look inside a prompt: norms, nearest tokens, the offset table, a method's insights; as numbers and as a picture.
 
-Knows no method, family or command line; reads the folded prompt and the base's vocabulary.
+Knows no method, family or command line; reads the folded prompt, where there is one, and the base's vocabulary.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def nearest_tokens(
 
 
 def describe(tuned: Tuned, top: int = 5) -> dict[str, Any]:
-    """A prompt as plain numbers.
+    """A prompt as plain numbers; of one that depends on the input only what its method has to tell.
 
     Args:
         tuned: with a method.
         top: nearest tokens of each row, and largest entries of a wide insight.
 
     Raises:
-        NotFoldable: it has no static form.
+        NotFoldable: there is no prompt.
     """
     prompt = _folded(tuned)
     method, tokenizer = tuned.method, tuned.backbone.tokenizer
@@ -90,6 +90,7 @@ def describe(tuned: Tuned, top: int = 5) -> dict[str, Any]:
         "title": method.title,
         "paper": method.paper,
         "reconstructed": method.reconstructed,
+        "depends_on_input": method.depends,
         "base": tuned.backbone.config.model,
         "trainable_parameters": tuned.trainable_parameters,
         "added_tokens": tuned.added_tokens,
@@ -121,7 +122,7 @@ def picture(tuned: Tuned, path: str | Path) -> Path:
     Raises:
         ConfigError: an unknown file ending, or it cannot be written.
         MissingExtra: matplotlib is not installed.
-        NotFoldable: the prompt has no static form.
+        NotFoldable: there is no prompt, or it depends on the input and its method has nothing to show.
     """
     path = Path(path)
     check_picture(path)
@@ -140,6 +141,8 @@ def picture(tuned: Tuned, path: str | Path) -> Path:
             ("norm of the offset at each position", prompt.offset.table().detach().float().cpu().norm(dim=-1))
         )
     panels += [(name, value.float().cpu()) for name, value in method.insight().items() if value.dim() <= 2]
+    if not panels:
+        raise NotFoldable(f"the prompt of {method.name} depends on the input and its method has nothing to draw")
     lines = -(-len(panels) // ACROSS)
     figure = Figure(figsize=(4.6 * min(len(panels), ACROSS), 3.4 * lines), layout="constrained")
     for number, (name, value) in enumerate(panels, start=1):
@@ -164,6 +167,8 @@ def picture(tuned: Tuned, path: str | Path) -> Path:
 def _folded(tuned: Tuned) -> Prompt:
     if tuned.method is None:
         raise NotFoldable("there is no prompt to look at: this is the frozen model alone")
+    if tuned.method.depends:
+        return Prompt()
     with torch.no_grad():
         return tuned.method.fold()
 

@@ -16,12 +16,14 @@ from typing import Any
 
 from promptuary.errors import ConfigError
 
-KINDS = {"methods": "Method", "backbones": "Backbone", "tasks": "Task", "solvers": "Solver"}
+KINDS = {
+    "methods": "Method", "baselines": "Baseline", "backbones": "Backbone", "tasks": "Task", "solvers": "Solver"
+}  # fmt: skip
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
 _HELPERS = {
     "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors",
-    "recompute", "shared", "tail", "template", "text", "translate", "vocabulary",
+    "recompute", "shared", "tail", "template", "text", "translate", "turns", "vocabulary",
 }  # fmt: skip
 
 
@@ -86,7 +88,9 @@ def load(kind: str, name: str) -> Any:
         return found
     known = names(kind)
     if name not in known:
-        raise ConfigError(f'no such {kind[:-1]}: "{name}"{suggest(name, known)} (known: {", ".join(known)})')
+        other = next((other[:-1] for other in KINDS if other != kind and name in names(other)), None)
+        hint = suggest(name, known) if other is None else f"; it is a {other}: write `{other}: {{name: {name}}}`"
+        raise ConfigError(f'no such {kind[:-1]}: "{name}"{hint} (known: {", ".join(known)})')
     if name in _ADDED[kind]:
         return _checked(_ADDED[kind][name], base, name)
     if name in _outside(kind):

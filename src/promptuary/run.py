@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from promptuary.backbones.base import BackboneConfig
+from promptuary.baselines.base import BaselineConfig
 from promptuary.data.load import DataConfig
 from promptuary.methods.base import MethodConfig
 from promptuary.settings import Settings
@@ -54,7 +55,6 @@ class AnyRun(Settings):
     """What every training run has."""
 
     backbone: BackboneConfig
-    method: pydantic.SerializeAsAny[MethodConfig]
     train: TrainConfig = TrainConfig()
     solver: pydantic.SerializeAsAny[SolverConfig] | None = None
     seed: int = Field(0, ge=0, description="of data order, few-shot sample and starting values")
@@ -74,8 +74,8 @@ class AnyRun(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class Run(AnyRun):
-    """Everything that a training run on one task is."""
+class OneTask(AnyRun):
+    """What every run on one task has."""
 
     task: pydantic.SerializeAsAny[TaskConfig]
     data: DataConfig
@@ -85,6 +85,18 @@ class Run(AnyRun):
     def sources(self) -> dict[str, Any]:
         """What it learns, and from what data, for result.json."""
         return {"task": self.suite or self.task.name, "data": self.data.source}
+
+
+class Run(OneTask):
+    """Everything that a training run on one task is."""
+
+    method: pydantic.SerializeAsAny[MethodConfig]
+
+
+class BaselineRun(OneTask):
+    """A run to compare with: it trains weights of the model, or a head alone, and no prompt."""
+
+    baseline: pydantic.SerializeAsAny[BaselineConfig]
 
 
 class MixtureConfig(Settings):
@@ -115,6 +127,7 @@ class JointTask(Settings):
 class JointRun(AnyRun):
     """Everything that a training run on several tasks is."""
 
+    method: pydantic.SerializeAsAny[MethodConfig]
     tasks: dict[str, JointTask]
     mixture: MixtureConfig = MixtureConfig()
 

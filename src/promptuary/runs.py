@@ -36,7 +36,10 @@ LOCK = ".lock"
 PACKAGES = ("promptuary", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 FILES = ("run.yaml", "run.json", "environment.json", "metrics.jsonl", "result.json", "predictions.jsonl")
-"""Files of a run, beside its folders checkpoints/ and prompt/ or prompts/."""
+"""Files of a run, beside its folders checkpoints/ and prompt/, prompts/ or weights/."""
+
+LEARNT = ("prompt.json", "weights.json")
+"""What a folder with something that was learnt has when it is whole: a prompt, or the weights of a baseline."""
 
 
 class RunFolder:
@@ -196,9 +199,11 @@ class RunFolder:
         One that is damaged is as none: the end of the run is done again from its last checkpoint.
         """
         parts = [self.path / name for name in ("result.json", "predictions.jsonl")]
-        parts += [prompt / "prompt.json" for prompt in self.prompts]
+        whole = all(part.is_file() for part in parts) and all(
+            any((folder / name).is_file() for name in LEARNT) for folder in self.prompts
+        )
         try:
-            facts = files.read_json(parts[0]) if all(part.is_file() for part in parts) else {}
+            facts = files.read_json(parts[0]) if whole else {}
         except FileFormatError:
             return None
         return facts if isinstance(facts.get("metrics"), dict) else None

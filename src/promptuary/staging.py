@@ -13,7 +13,7 @@ from promptuary.errors import ConfigError
 from promptuary.population import Population
 from promptuary.run import AnyRun
 from promptuary.seeds import seeded
-from promptuary.solvers.base import Job, Solver
+from promptuary.solvers.base import Job, Solver, SolverConfig
 
 
 class Staging:
@@ -59,8 +59,9 @@ class Staging:
             # a head learns in the stage that ends the run
             last = stage == len(self.stages) - 1
             groups = [one for one in groups if one.name in chosen or (last and not one.name.startswith("method."))]
-        return self.solver_class.of(
-            self.settings,
+        kind, settings = self._search(stage)
+        return kind.of(
+            settings,
             Job(
                 groups,
                 steps,
@@ -69,7 +70,16 @@ class Staging:
                 schedule=train.schedule,
                 warmup=int(train.warmup) if train.warmup >= 1 else round(train.warmup * steps),
                 clip=train.clip,
-                advice=self.course.advice,
+                advice={**self.course.advice, **self.stages[stage].advice},
                 together=Population.of(self.course.learner),
             ),
         )
+
+    def _search(self, stage: int) -> tuple[type[Solver], SolverConfig]:
+        """The solver of a stage with its settings: those of the run that it has too, and its own defaults."""
+        name = self.stages[stage].solver
+        if name is None or self.solver_class.uses_gradients:
+            return self.solver_class, self.settings
+        kind: type[Solver] = registry.load("solvers", name)
+        given = {key: value for key, value in self.settings.model_dump().items() if key in kind.Config.model_fields}
+        return kind, kind.Config.model_validate({**given, "name": name})

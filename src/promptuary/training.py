@@ -31,7 +31,7 @@ from promptuary.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiv
 from promptuary.evaluation import Evaluation
 from promptuary.joint import JointEvaluation
 from promptuary.listening import Listener, Stop
-from promptuary.run import AnyRun
+from promptuary.run import AnyRun, BaselineRun
 from promptuary.runs import RunFolder
 from promptuary.seeds import seeded
 from promptuary.solvers.base import StepResult
@@ -84,7 +84,8 @@ def train(
         resume: continue the run in `run.out` from its newest checkpoint, bit for bit. A finished run stays as it is.
         fresh: delete a run in `run.out` first.
         listener: is told what happens.
-        backbone: a loaded base to use instead of loading `run.backbone` (for several runs in one process).
+        backbone: a loaded base to use instead of loading `run.backbone` (for several runs in one process; not for a
+            baseline, which changes its weights).
         stop: asks for a stop from outside. SIGINT, SIGTERM and SIGHUP ask for one in any case (main thread only).
 
     Raises:
@@ -133,6 +134,8 @@ class Training:
     ) -> None:
         """Load everything; nothing is written yet."""
         self.settings, self.listener, self.stop = run, listener, stop or Stop()
+        if backbone is not None and isinstance(run, BaselineRun):
+            raise ConfigError("a baseline trains the weights of a model of its own; leave backbone out, it is loaded")
         if run.train.threads is not None:
             torch.set_num_threads(run.train.threads)
         self.backbone = backbone if backbone is not None else open_backbone(run.backbone)
@@ -243,7 +246,7 @@ class Training:
         if self.progress.skipped == self.progress.step:
             raise TrainingDiverged(
                 f"not one of {self.progress.step} steps was finite, so nothing was learnt and no prompt is written; "
-                "lower method.prompt_lr, or use backbone.dtype: float32"
+                f"lower {self.course.rate}, or use backbone.dtype: float32"
             )
 
     def _stopped(self) -> Interrupted:
@@ -363,7 +366,7 @@ class Training:
             self._save()
             raise TrainingDiverged(
                 f"the loss stayed non-finite after {STRIKES} roll-backs at step {self.progress.step}; "
-                "the last good state is saved; lower method.prompt_lr, or use backbone.dtype: float32"
+                f"the last good state is saved; lower {self.course.rate}, or use backbone.dtype: float32"
             )
         self._row({"step": self.progress.step, "event": "rolled back, learning rates halved"})
         self.listener.noted(
@@ -414,7 +417,7 @@ class Training:
             tested = self._evaluate("test", interval=True)
         except Interrupted:
             raise self._stopped() from None
-        notes = training_facts.verdict(self.progress)
+        notes = training_facts.verdict(self.progress, self.course.rate)
         for note in notes:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
@@ -425,7 +428,7 @@ class Training:
         if self.guard.lost:
             raise TrainingDiverged(
                 f"the last {progress.idle} steps were not finite; the prompt of step {progress.best_step}, the best "
-                "before them, is written all the same; lower method.prompt_lr, or use backbone.dtype: float32"
+                f"before them, is written all the same; lower {self.course.rate}, or use backbone.dtype: float32"
             )
         return Result(self.folder.path, tested.scores, facts, self.course.prompts)
 

@@ -15,7 +15,7 @@ from promptuary.data.collate import Row, batches
 from promptuary.data.load import Splits
 from promptuary.data.splits import SPLITS, naming
 from promptuary.errors import ConfigError
-from promptuary.run import Run
+from promptuary.run import OneTask
 from promptuary.seeds import seeded
 from promptuary.tuned import Tuned
 
@@ -23,7 +23,7 @@ from promptuary.tuned import Tuned
 class Feed:
     """The rows of a run, in the order in which it takes them."""
 
-    def __init__(self, run: Run, splits: Splits, tuned: Tuned) -> None:
+    def __init__(self, run: OneTask, splits: Splits, tuned: Tuned) -> None:
         """Encode every split; the test rows too: what is wrong with them should be known before training.
 
         Raises:

@@ -74,13 +74,13 @@ def plan(training: Training) -> dict[str, Any]:
     }
 
 
-def verdict(progress: Progress) -> list[str]:
-    """What the numbers of the result do not say by themselves."""
+def verdict(progress: Progress, rate: str) -> list[str]:
+    """What the numbers of the result do not say by themselves; `rate` names the setting of the learning rate."""
     notes = list[str]()
     if progress.best_step == 0:
         notes.append(
-            "no validation was better than the one before training, so the prompt that is saved is untrained; "
-            "train longer, change method.prompt_lr, or validate on more rows"
+            "no validation was better than the one before training, so what is saved is untrained; "
+            f"train longer, change {rate}, or validate on more rows"
         )
     if progress.skipped:
         notes.append(f"{progress.skipped} of {progress.step} steps were not finite and were skipped")

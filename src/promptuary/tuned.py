@@ -1,6 +1,6 @@
 """A frozen backbone, a method and a task put together: what is trained, evaluated, saved and used.
 
-Knows no files, optimisers or progress bars, and no method, family or task by name.
+Knows no files, optimisers or progress bars, and no method, baseline, family or task by name.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from promptuary.answering import Answerer, Question, check_lengths, predictions
 from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
+from promptuary.baselines.base import Baseline
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
 from promptuary.files import digest_of
@@ -32,12 +33,19 @@ from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt,
 class Tuned(nn.Module):
     """A backbone that does a task with a prompt. Without a method it is the frozen model alone (zero-shot).
 
+    With a baseline in the place of a method it is a model whose own weights, or a head alone, are trained.
     Without a task it is a prompt on a model and nothing more: it can be attached, saved, loaded and exported, while
     the host's own code says what is learnt and what an answer means.
     """
 
     def __init__(
-        self, backbone: Backbone, task: Task | None, method: Method | None = None, *, max_length: int = 256
+        self,
+        backbone: Backbone,
+        task: Task | None,
+        method: Method | None = None,
+        *,
+        baseline: Baseline | None = None,
+        max_length: int = 256,
     ) -> None:
         """Put the parts together.
 
@@ -45,12 +53,22 @@ class Tuned(nn.Module):
             backbone: frozen and wired.
             task: settled; or None.
             method: its tensors are moved to the backbone's device, in float32.
+            baseline: instead of a method; `initialise` lets it into the model, for good.
             max_length: most tokens of a text, special tokens included.
 
         Raises:
-            ConfigError: the family cannot read what the task reads, or text and prompt exceed its positions.
+            ConfigError: the family cannot read what the task reads, or text and prompt exceed its positions; or the
+                weights of the backbone are no longer those that it was loaded with.
         """
         super().__init__()
+        if not backbone.frozen:
+            raise ConfigError(
+                f"the weights of this {backbone.config.model} are trained by a baseline, so nothing else can use it; "
+                "load the model once more"
+            )
+        if baseline is not None and baseline.head_only and (task is None or task.reading != "head"):
+            raise ConfigError(f"{baseline.name} trains a head and nothing else; set task.reading: head")
+        self.baseline = baseline
         self._asking = None if task is None else Asking(backbone, task, max_length)
         self.backbone, self.method = backbone, method
         self.max_length = max_length
@@ -132,6 +150,8 @@ class Tuned(nn.Module):
         if self.head is not None:
             with torch.no_grad():
                 self.head.weight.copy_(kaiming_uniform(self.head.out_features, self.head.in_features, generator))
+        if self.baseline is not None:
+            self.baseline.install(self.backbone.thaw(), generator)
         if self.method is not None:
             source = self._starting(generator, saved, sources)
             self.method.cpu().initialise(source).to(self.backbone.device)
@@ -161,6 +181,8 @@ class Tuned(nn.Module):
     def trained(self) -> list[Group]:
         """Every trained tensor with its learning rate."""
         groups = [] if self.method is None else [replace(g, name=f"method.{g.name}") for g in self.method.trained()]
+        if self.baseline is not None:
+            groups += [replace(g, name=f"baseline.{g.name}") for g in self.baseline.trained()]
         if self.head is not None:
             rate = self.task.config.head_lr
             groups += [Group(f"head.{name}", value, rate, 0.0) for name, value in self.head.named_parameters()]

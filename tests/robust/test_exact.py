@@ -37,20 +37,10 @@ STARTS = {"t5": [0], "bart": [2, 1]}
 """What a decoder begins with: T5 its padding, BART its end and begin tokens."""
 
 
-def model(kind: str) -> Any:
-    """A tiny model. T5 does not scale its attention: with the others' large weights float32 is 5e-5 off."""
-    made = tiny.model(kind)
-    if kind == "t5":
-        for parameter in made.parameters():
-            parameter.data.div_(3 if parameter.dim() > 1 else 1)
-    return made
-
-
 @functools.cache
 def backbone(kind: str) -> Backbone:
-    """The same model, frozen and with a place for prompts."""
-    other = tiny.backbone(kind)
-    return type(other)(model(kind), other.tokenizer, other.config)
+    """A tiny model, frozen and with a place for prompts."""
+    return tiny.backbone(kind)
 
 
 def tuned(base: Backbone, method: str, task: str, **settings: Any) -> Tuned:
@@ -133,7 +123,7 @@ def plain_answer_loss(kind: str, made: Tuned, batch: Batch) -> Tensor:
 @functools.cache
 def untouched(kind: str) -> Any:
     """The weights of `backbone(kind)`, frozen, where no prompt was ever put in; in float64, so that it is exact."""
-    return model(kind).requires_grad_(False).double()
+    return tiny.model(kind).requires_grad_(False).double()
 
 
 def gradients(made: Tuned, loss: Tensor) -> dict[str, Tensor]:
@@ -237,7 +227,7 @@ def flops(run: Callable[[], Tensor]) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_narrow_head_saves_what_the_formula_says(kind: str) -> None:
     base = backbone(kind)
-    alone = type(base)(model(kind), base.tokenizer, base.config.model_copy(update={"share_prefix": False}))
+    alone = type(base)(tiny.model(kind), base.tokenizer, base.config.model_copy(update={"share_prefix": False}))
     made = tuned(alone, "prompt_tuning", "words")
     assert alone.narrow, "is tried before anything is counted"
     rows = made.rows([{"text": "a red apple", "label": "first"}] * 4, labelled=True)

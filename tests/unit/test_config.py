@@ -256,11 +256,12 @@ def test_a_run_is_frozen() -> None:
 
 def test_the_schema_is_json_and_lists_every_method_and_task() -> None:
     found = json.loads(json.dumps(schema()))
-    for part, kind in (("method", "methods"), ("task", "tasks")):
+    for part, kind in (("method", "methods"), ("baseline", "baselines"), ("task", "tasks")):
         named = {option["properties"]["name"]["const"] for option in found["properties"][part]["oneOf"]}
         assert named == set(registry.names(kind))
-    assert set(found["properties"]) == {*Run.model_fields, "extends"}
-    assert {"task", "data", "backbone", "method"} == set(found["required"])
+    assert set(found["properties"]) == {*Run.model_fields, "baseline", "extends"}
+    assert {"task", "data", "backbone"} == set(found["required"])
+    assert found["oneOf"] == [{"required": ["method"]}, {"required": ["baseline"]}]
     assert found["additionalProperties"] is False
     described = [*found["properties"]["method"]["oneOf"], *found["$defs"].values()]
     fields = [(name, field) for part in described for name, field in part["properties"].items() if name != "name"]

@@ -75,7 +75,7 @@ class BackboneConfig(Settings):
 
 
 class Backbone(abc.ABC):
-    """A frozen pretrained model with its tokenizer.
+    """A frozen pretrained model with its tokenizer; `thaw` gives up on frozen.
 
     Facts that a family declares:
         name: family name, file name.
@@ -131,6 +131,7 @@ class Backbone(abc.ABC):
         headed = model.get_output_embeddings() is None and model.base_model is not model
         self._identity = load.fingerprint(model.base_model if headed else model, self.table.weight)
         self.wiring, self.released = hold(model, self.pad), False
+        self.frozen = True
         if self.wiring.held == 1:
             model.requires_grad_(False)
             model.train(False)
@@ -208,6 +209,17 @@ class Backbone(abc.ABC):
         if not self.released:
             self.released = True
             let_go(self.wiring)
+        return self.model
+
+    def thaw(self) -> Any:
+        """The model, for somebody who trains its own weights: from here on no prompt is taken, and each row runs whole.
+
+        Raises:
+            ConfigError: others hold the model too, or it is thawed already.
+        """
+        if self.wiring.held > 1 or not self.frozen:
+            raise ConfigError("weights are trained on a model that nobody else uses; load it once more")
+        self.frozen = False
         return self.model
 
     # ---- what it is -------------------------------------------------------------------------------------------------

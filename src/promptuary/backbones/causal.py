@@ -53,7 +53,7 @@ class Causal(Backbone):
     def notes(self) -> list[str]:
         """Where sharing was asked for and cannot be had."""
         found = super().notes()
-        if not self.config.share_prefix or self.shares:
+        if not (self.config.share_prefix and self.frozen) or self.shares:
             return found
         return [
             *found,
@@ -69,7 +69,7 @@ class Causal(Backbone):
     @property
     def shares(self) -> bool:
         """Whether common beginnings run once: as the settings ask, where it was tried and found exact."""
-        if not self.config.share_prefix:
+        if not (self.config.share_prefix and self.frozen):
             return False
         with self.wiring.active():
             return self.body.shareable(self.vocabulary.common(6).to(self.device))

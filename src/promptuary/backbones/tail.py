@@ -61,7 +61,9 @@ class Narrow(Expected):
         return self.tail.logits(self.states.flatten(0, 1), words).unflatten(0, self.states.shape[:2])
 
     def log_probabilities(self, targets: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        """The vocabulary is computed for a few positions at a time."""
+        """The vocabulary is computed for a few positions at a time, unless the head itself is trained."""
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.tail.wiring.model.parameters()):
+            return _chosen(self.words(), targets)
         found: Tensor = _InChunks.apply(self.states.flatten(0, 1), targets.flatten(), self.tail)
         return found.view(targets.shape)
 

@@ -17,7 +17,7 @@ from promptuary.errors import ConfigError
 
 if TYPE_CHECKING:
     from promptuary.data.load import DataConfig
-    from promptuary.run import Run
+    from promptuary.run import OneTask
 
 
 def evaluate(
@@ -34,16 +34,17 @@ def evaluate(
     overrides: console.Overrides = None,
     as_json: console.Json = False,
 ) -> None:
-    """Score a prompt on labelled examples."""
-    from promptuary import checkpoint, evaluation, files
+    """Score a prompt, or a baseline, on labelled examples."""
+    from promptuary import evaluation, files
     from promptuary.data.load import load
     from promptuary.seeds import seeded
+    from promptuary.weights import find_saved, load_saved
 
     if predictions is not None:
         console.check_file("--predictions", predictions)
-    folder = checkpoint.find_prompt(prompt)
+    folder = find_saved(prompt)
     config, seed = _data(folder, data, overrides or [])
-    tuned = checkpoint.load_prompt(folder, model=model, device=device)
+    tuned = load_saved(folder, model=model, device=device)
     task, settled = type(tuned.task), tuned.task.settled()
     # of other data than the run's own, the training rows are not what the prompt was trained on
     check = replace(task.check(settled), tell=data is None)
@@ -75,17 +76,20 @@ def evaluate(
         )
 
 
-def _run(folder: Path) -> Run | None:
+def _run(folder: Path) -> OneTask | None:
     """The run on the prompt's task, if it stands in a run's folder."""
     from promptuary import config
     from promptuary.building import PROMPTS
-    from promptuary.run import JointRun
+    from promptuary.run import JointRun, OneTask
 
     around = folder.parent.parent if folder.parent.name == PROMPTS else folder.parent
     if not (around / "run.yaml").is_file():
         return None
     run = config.load_run(around / "run.yaml")
-    return config.part_of(run, folder.name) if isinstance(run, JointRun) else run
+    if isinstance(run, JointRun):
+        return config.part_of(run, folder.name)
+    assert isinstance(run, OneTask)
+    return run
 
 
 def _data(folder: Path, source: str | None, overrides: list[str]) -> tuple[DataConfig, int]:

@@ -45,6 +45,7 @@ def _show(found: dict[str, Any]) -> None:
             ("base", found["base"]),
             ("trained numbers", f"{found['trainable_parameters']:,}"),
             ("added tokens", found["added_tokens"]),
+            *([("rows", "depend on the input, so there are none to show")] if found["depends_on_input"] else []),
         ],
     )
     if found["rows"]:

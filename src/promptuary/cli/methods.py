@@ -9,7 +9,7 @@ from promptuary.cli import console
 
 
 def methods(as_json: console.Json = False) -> None:
-    """List the methods."""
+    """List the methods, and the baselines to compare them with."""
     from promptuary import registry
 
     rows = []
@@ -31,5 +31,8 @@ def methods(as_json: console.Json = False) -> None:
             for r in rows
         ],
     )
+    known = [registry.load("baselines", name) for name in registry.names("baselines")]
+    baselines = [{"name": one.name, "title": one.title, "paper": one.paper} for one in known]
+    console.table(("baseline", "title", "paper"), [tuple(row.values()) for row in baselines])
     if as_json:
-        console.emit({"methods": rows})
+        console.emit({"methods": rows, "baselines": baselines})

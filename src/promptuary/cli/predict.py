@@ -26,11 +26,11 @@ def predict(
     if bool(texts) == (data is not None):
         raise ConfigError("what should be answered? Give texts, or - for standard input, or --data FILE")
 
-    from promptuary import checkpoint
     from promptuary.data.load import read_examples
+    from promptuary.weights import find_saved, load_saved
 
     examples = console.examples(texts, data)
-    tuned = checkpoint.load_prompt(prompt, model=model, device=device)
+    tuned = load_saved(find_saved(prompt), model=model, device=device)
     task, settings = tuned.task, tuned.task.config
     fields = task.template.fields
     if data is not None:

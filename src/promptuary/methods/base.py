@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -88,12 +88,15 @@ class Group:
 class Stage:
     """A part of a run: its share of the steps (or calls), and the parameters that it trains; None is all of them.
 
-    The shares of a method's stages sum to one. Each stage has a solver and a schedule of its own.
+    The shares of a method's stages sum to one. Each stage has a solver and a schedule of its own; `advice` goes before
+    that of the method. `solver`: by name, another search than that of the run, where the run searches at all.
     """
 
     name: str
     share: float = 1.0
     parameters: frozenset[str] | None = None
+    advice: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    solver: str | None = None
 
 
 class Method(nn.Module, abc.ABC):
@@ -103,7 +106,7 @@ class Method(nn.Module, abc.ABC):
         name: file name, class tag, card name, results column.
         title, paper: for tables and cards.
         reconstructed: whether it was rebuilt from partial sources (its card says which).
-        sites: places of a backbone that it uses.
+        sites: places of a backbone that it uses; of an instance, those that its settings use.
         reads: what `scores` looks at: the task's "scores", the state of the "answer", and the "view".
         studies: what `loss` looks at besides; the view it always sees.
         whole_batches: whether its loss compares the rows of a batch, so that a batch cannot be cut into parts.
@@ -121,7 +124,7 @@ class Method(nn.Module, abc.ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     reconstructed: ClassVar[bool] = False
-    sites: ClassVar[frozenset[str]] = frozenset({"input"})
+    sites: frozenset[str] = frozenset({"input"})
     reads: ClassVar[frozenset[str]] = frozenset({"scores"})
     studies: frozenset[str] = frozenset()
     whole_batches: ClassVar[bool] = False
@@ -312,12 +315,16 @@ class Method(nn.Module, abc.ABC):
             raise ConfigError(f"the saved prompt has width {rows.shape[1]}, the backbone {self.shape.width}")
         return rows.repeat(-(-count // len(rows)), 1)[:count].clone()
 
+    def rate(self, group: str) -> float:
+        """The learning rate of a group, before it is made relative: the setting `<group>_lr`."""
+        return float(getattr(self.config, f"{group}_lr"))
+
     def trained(self) -> list[Group]:
         """Every trained tensor with its learning rate; relative rates are resolved by the starting scale."""
         found = []
         for name, parameter in self.named_parameters():
             group = self.groups[name]
-            rate = float(getattr(self.config, f"{group}_lr"))
+            rate = self.rate(group)
             scale = self.start_scale.get(name, 0.0)
             if group in self.relative and self.config.lr_unit == "relative" and scale > 0:
                 rate *= scale

@@ -82,7 +82,7 @@ class Together(Protocol):
 class SolverConfig(Settings):
     """Settings that every solver has; a solver adds its own."""
 
-    name: str = Field(description="gradient or evolution; without `solver` the method's own")
+    name: str = Field(description="gradient, evolution or bayes; without `solver` the method's own")
 
     @property
     def whole(self) -> bool:

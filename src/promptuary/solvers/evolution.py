@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal, cast
 
@@ -28,6 +29,7 @@ from promptuary.solvers.base import (
     Together,
     Trained,
 )  # fmt: skip
+from promptuary.solvers.turns import Turns
 
 LARGEST = 4096
 """Most numbers that are searched: the covariance alone takes 8 n^2 bytes, its decomposition n^3 operations."""
@@ -50,6 +52,12 @@ class EvolutionConfig(SolverConfig):
         description="score candidates on all training rows (BBT, MP2), in parts of train.batch_size, or on a batch",
     )
     at_once: int | None = Field(None, ge=1, description="most candidates in one forward pass; without it all")
+
+    apart: bool | None = Field(
+        None,
+        description="each trained tensor has a search of its own, which takes a step in turn (BBTv2, deep MP2); else "
+        "as the method says, or one search over all",
+    )
 
     @property
     def whole(self) -> bool:
@@ -145,9 +153,15 @@ class EvolutionSolver(Solver):
         self._begin()
 
     @classmethod
-    def of(cls, config: SolverConfig, job: Job) -> EvolutionSolver:
+    def of(cls, config: SolverConfig, job: Job) -> Solver:
         """As its settings say, with the method's advice on what they leave open."""
         c = cast(EvolutionConfig, config)
+        apart = c.apart if c.apart is not None else bool(job.advice.get("apart", False))
+        if apart and len(job.tensors) > 1:
+            alone = c.model_copy(update={"apart": False})
+            seeds = [seeded(job.seed, place).initial_seed() for place in range(len(job.tensors))]
+            jobs = [replace(job, tensors=[one], seed=seed) for one, seed in zip(job.tensors, seeds, strict=True)]
+            return Turns([cls.of(alone, one) for one in jobs])
         return cls(
             job.tensors,
             sigma=c.sigma if c.sigma is not None else float(job.advice.get("sigma", 0.1)),

@@ -22,6 +22,7 @@ from promptuary.config import load_run
 from promptuary.errors import ConfigError, FingerprintError, Interrupted
 from promptuary.listening import Listener
 from promptuary.population import Population
+from promptuary.run import BaselineRun
 from promptuary.testing.case import TEXTS, Case, expect, expect_close, expect_raised, gradient, logged
 from promptuary.training import train
 from promptuary.types import Shape
@@ -173,7 +174,7 @@ def settings_survive_yaml(case: Case) -> None:
     """A run written as YAML and read again is the same run."""
     run = case.run("yaml")
     again = load_run(yaml.safe_load(run.to_yaml()))
-    expect(again == run, f"{run.method!r} came back as {again.method!r}")
+    expect(again == run, f"{run!r} came back as {again!r}")
 
 
 def an_unknown_field_is_refused_with_a_suggestion(case: Case) -> None:
@@ -196,6 +197,8 @@ def the_run_file_of_the_card_trains(case: Case) -> None:
     """The run file in the card's `promptuary train` line trains two steps on the toy task (where a card is given)."""
     file = card_run_file(_card(case))
     run = load_run(file)
+    if isinstance(run, BaselineRun):
+        raise AssertionError(f"{file.name} trains the baseline {run.baseline.name}, not {case.method.name}")
     own = registry.load("methods", run.method.name) is case.method
     expect(own, f"{file.name} trains {run.method.name}, not {case.method.name}")
     # its own settings, at the size of the tiny models and the toy data

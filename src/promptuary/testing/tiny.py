@@ -220,8 +220,10 @@ def model(kind: str, seed: int = 0) -> Any:
             ),
             "minilm": lambda: t.BertModel(t.BertConfig(**_BERT, pad_token_id=0)),
         }[kind]()
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
+    for name, parameter in made.named_parameters():
+        # T5 does not divide the products of its attention: with larger ones float32 alone would be 5e-5 off
+        sharp = kind == "t5" and name.endswith((".q.weight", ".k.weight"))
+        if parameter.dim() > 1 and not sharp:
             parameter.data.mul_(3)
     made.generation_config = t.GenerationConfig.from_model_config(made.config) if made.can_generate() else None
     return made.eval()

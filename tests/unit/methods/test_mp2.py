@@ -1,6 +1,6 @@
-"""MP2: the invariants of the specification, numbered as there, and what it starts from.
+"""MP2: the invariants of the specification, numbered as there, at the input and in every layer, and its sources.
 
-Knows no other method but prompt tuning and black-box tuning, which it reduces to.
+Knows no other method but prompt tuning, prefix tuning and black-box tuning, which it reduces to.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from torch import Tensor
 import tiny
 import toy
 from promptuary.config import build
-from promptuary.course import JointCourse
-from promptuary.errors import ConfigError
+from promptuary.course import Course, JointCourse
+from promptuary.errors import ConfigError, Interrupted
+from promptuary.listening import Listener
 from promptuary.methods.bbt import BBT
 from promptuary.methods.mp2 import MP2, MP2Config
+from promptuary.methods.prefix import Prefix
+from promptuary.methods.prompt_tuning import PromptTuning
 from promptuary.prompts.init import Saved, Starting
 from promptuary.run import JointRun
 from promptuary.seeds import Chance
 from promptuary.sources import load_source
-from promptuary.testing import case_of
-from promptuary.training import train
+from promptuary.staging import Staging
+from promptuary.testing import case_of, check_property
+from promptuary.testing import tiny as models
+from promptuary.training import Training, train
 from promptuary.types import Shape, View
 
 D = tiny.WIDTH
@@ -35,9 +40,9 @@ SMALL = {"num_virtual_tokens": 3, "modules": 4, "intrinsic_dimension": 5}
 
 def made(phase: str = "pretrain", seed: int = 0, sources: tuple[Saved, ...] = (), **settings: Any) -> MP2:
     config = MP2Config(phase=phase, **{**SMALL, **settings})
-    vocabulary = tiny.backbone("bert").vocabulary
-    start = Starting(vocabulary, torch.Generator().manual_seed(seed), sources=sources)
-    method = MP2(config, Shape(D))
+    backbone = tiny.backbone("bert")
+    start = Starting(backbone.vocabulary, torch.Generator().manual_seed(seed), sources=sources)
+    method = MP2(config, backbone.shape if config.depth == "layers" else Shape(D))
     method.initialise(start)
     return method
 
@@ -57,6 +62,16 @@ def saved(method: MP2, name: str = "earlier") -> Saved:
 
 def rows(method: MP2) -> Tensor:
     return method.fold().as_rows()
+
+
+def folded(method: MP2) -> Tensor:
+    """Keys and values of every layer, [l, 2, k, n, e]."""
+    found = method.fold().kv
+    assert found is not None
+    return found[0]
+
+
+DEEP: dict[str, Any] = {"depth": "layers"}
 
 
 # ---- 1: counts -----------------------------------------------------------------------------------------------------
@@ -159,6 +174,26 @@ def test_gates_are_drawn_in_pre_training_only_and_once_a_step() -> None:
         assert torch.equal(method.weights(views[0]), method.weights(View()))
 
 
+def test_when_gates_are_drawn_can_be_said() -> None:
+    """Ambiguity 4: a drawn router on a new task, or none at all, not even in pre-training."""
+    view = View(chance=Chance(0, 1, torch.tensor([0])))
+    drawn, mean = made("gradient", gates="train"), made("pretrain", gates="mean")
+    assert not torch.equal(drawn.weights(view), drawn.weights(View()))
+    assert torch.equal(mean.weights(view), mean.weights(View()))
+
+
+def test_with_the_releases_epsilon_weights_vanish_where_all_gates_are_shut() -> None:
+    """Ambiguity 7, in the specification's numbers for eight modules; the default keeps the sum."""
+    for logit, kept in ((-25.0, 0.99), (-40.0, 3.4e-5)):
+        one, other = made(preset="release", modules=8), made(modules=8)
+        with torch.no_grad():
+            one.router.fill_(logit)
+            other.router.fill_(logit)
+        assert float(one.weights(View()).sum().detach()) == pytest.approx(kept, rel=0.03)
+        assert float(other.weights(View()).sum().detach()) == pytest.approx(1)
+    assert made(preset="release", epsilon=0.0).settings.smallest == 0
+
+
 def test_gradients_reach_the_router_through_the_sample() -> None:
     method = moved(made())
     prompt = method.prompt(View(chance=Chance(0, 1, torch.tensor([0]))))
@@ -227,6 +262,247 @@ def test_sources_that_do_not_fit_are_refused(change: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         made("gradient", sources=(source, change(source)))
     assert "\n" not in str(caught.value)
+
+
+def test_the_release_has_its_own_rates_and_calls() -> None:
+    """Rates by depth and phase; 200 of 8,000 calls for the router; what is set is kept."""
+    table = {
+        ("input", "pretrain"): (5e-3, 1e-3),
+        ("input", "gradient"): (1e-2, 3e-4),
+        ("layers", "pretrain"): (5e-4, 1e-4),
+        ("layers", "gradient"): (3e-3, 2e-5),
+    }
+    for (depth, phase), wanted in table.items():
+        for method, rates in ((made(phase, depth=depth, preset="release"), wanted), (made(phase), (5e-3, 1e-3))):
+            found = {method.groups[one.name]: one.learning_rate for one in method.trained()}
+            assert (found["router"], found["modules"]) == rates
+    own = made("gradient", preset="release", router_lr=0.5)
+    assert {one.learning_rate for one in own.trained()} == {0.5, 3e-4}
+    assert [8000 * stage.share for stage in made("blackbox", preset="release").stages()] == pytest.approx([200, 7800])
+    assert made("blackbox", preset="release", router_share=0.3).stages()[0].share == 0.3
+
+
+def test_the_router_may_go_on_in_the_second_stage() -> None:
+    """Ambiguity 3: frozen by default."""
+    assert made("gradient").stages()[1].parameters == {"parts"}
+    assert made("gradient", freeze_router=False).stages()[1].parameters == {"parts", "router"}
+
+
+def test_the_router_is_searched_in_steps_of_its_own_size(tmp_path: Path) -> None:
+    """A gate opens and shuts within some units, the vector moves a prompt within tenths; what the user says wins."""
+    values = toy.settings(tmp_path, "masked")
+    method = {"name": "mp2", **SMALL, "phase": "blackbox"}
+    for solver, wanted in ((None, [1.0, 0.1]), ({"name": "evolution", "sigma": 0.3}, [0.3, 0.3])):
+        run = build({**values, "method": method, **({} if solver is None else {"solver": solver})})
+        staging = Staging(run, Course(run, tiny.backbone("masked")))
+        assert [staging.solver(stage).rates()["sigma"] for stage in (0, 1)] == pytest.approx(wanted)
+
+
+def test_the_router_may_be_searched_as_in_the_release(tmp_path: Path) -> None:
+    """Ambiguity 8, and 9's budget: 20 calls of 60 by Bayesian optimisation in its box, the rest by evolution."""
+    values, states = toy.settings(tmp_path, "masked"), Moves()
+    method = {"name": "mp2", **SMALL, "phase": "blackbox", "preset": "release"}
+    run = build({**values, "method": method, "solver": {"name": "evolution", "budget": 60}})
+    course = Course(run, tiny.backbone("masked"))
+    staging = Staging(run, course)
+    assert staging.borders == [0, 1, 3]
+    solvers = [staging.solver(stage) for stage in (0, 1)]
+    assert [one.name for one in solvers] == ["bayes", "evolution"]
+    result = train(run, backbone=tiny.backbone("masked"), listener=states)
+    assert result.facts["forward_calls"] == 60
+    assert states.moves[1] <= {"method.router"}
+    assert float(states.states[1]["method.router"].abs().max()) <= 5
+    again = train(run.model_copy(update={"out": str(tmp_path / "again")}), backbone=tiny.backbone("masked"))
+    one, two = (Path(found.dir) / "prompt" / "prompt.safetensors" for found in (result, again))
+    assert one.read_bytes() == two.read_bytes()
+    plain = build({**values, "method": {**method, "router_search": "evolution"}})
+    assert Staging(plain, course).stages[0].solver == "bayes"
+    own = Staging(plain, Course(plain, tiny.backbone("masked")))
+    assert own.solver(0).name == "evolution"
+    gradient = build({**values, "method": method, "solver": {"name": "gradient"}})
+    assert Staging(gradient, Course(gradient, tiny.backbone("masked"))).solver(0).name == "gradient"
+
+
+def test_what_is_kept_is_never_worse_than_the_router_alone(tmp_path: Path) -> None:
+    """Invariant 9: on the validation rows, whatever the vector's search did after it."""
+    values = toy.settings(tmp_path, "masked")
+    values["train"] |= {"steps": 8, "evaluate_every": 1}
+    run = build({**values, "method": {"name": "mp2", **SMALL, "phase": "blackbox"}})
+    result = train(run, backbone=tiny.backbone("masked"))
+    name = result.facts["primary_metric"]
+    rows = [row for row in toy.metric_rows(result.dir) if row.get("split") == "validation"]
+    scores = [row[name] for row in rows if row["step"] <= 4]
+    assert len(scores) == 5
+    assert result.facts["validation"][name] >= max(scores)
+
+
+# ---- deep ----------------------------------------------------------------------------------------------------------
+
+
+def test_deep_counts_are_the_published_arithmetic() -> None:
+    """Invariant 1: L(N K + K d + d n D) + 2 D, where D stands for the keys and values of one position in one layer."""
+    config, half = MP2Config(depth="layers"), Shape(1024, layers=24, heads=8, head=64)
+    shared = MP2.count(config, half) - 24 * 8
+    assert 38 * 24 * 8 + shared + 2 * 1024 == 368_706_944
+    gradient = MP2Config(depth="layers", phase="gradient")
+    assert MP2.sizes(gradient, half) == {"router": (24, 8), "parts": (24, 8, 51_200)}
+    assert MP2.count(gradient, half) == 192 + 9_830_400
+    assert MP2.count(MP2Config(depth="layers", phase="blackbox"), half) == 192 + 24 * 300
+    # a real model has as many keys as values, each as wide as its states
+    whole = Shape(1024, layers=24, heads=16, head=64)
+    assert MP2.count(gradient, whole) == 192 + 2 * 9_830_400
+    one = MP2Config(depth="layers", one_matrix=True)
+    assert MP2.count(config, whole) - MP2.count(one, whole) == 23 * 300 * 50 * 2 * 1024
+    assert folded(made(**DEEP)).numel() == 2 * 2 * 3 * D
+
+
+@pytest.mark.parametrize("one_matrix", [False, True])
+def test_deep_mixtures_fold_and_each_layer_has_its_own(one_matrix: bool) -> None:
+    """Invariants 2 and 4 in every layer: (w z) A = w (z A), with weights that no other layer has a say in."""
+    first = moved(made(**DEEP, one_matrix=one_matrix))
+    second = made("gradient", sources=(saved(first),), **DEEP, one_matrix=one_matrix)
+    with torch.no_grad():
+        second.router.copy_(first.router)
+    torch.testing.assert_close(folded(first), folded(second), rtol=1e-4, atol=1e-5)
+    weights = first.weights(View())
+    assert weights.shape == (2, 4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+    for layer in range(2):
+        a = first.a if one_matrix else first.a[layer]
+        by_hand = sum(float(weights[layer, k].detach()) * (first.z[layer, k] @ a) for k in range(4))
+        wanted = first.placeholders[layer] + by_hand.view_as(first.placeholders[layer])  # type: ignore[union-attr]
+        torch.testing.assert_close(folded(first)[layer], wanted.detach(), rtol=1e-4, atol=1e-5)
+    before = folded(first)
+    with torch.no_grad():
+        first.router[1, 0] += 3
+    assert torch.equal(folded(first)[0], before[0])
+    assert not torch.equal(folded(first)[1], before[1])
+
+
+def test_deep_one_module_does_not_depend_on_its_router() -> None:
+    """Invariant 3."""
+    method = moved(made(**DEEP, modules=1))
+    before = folded(method)
+    with torch.no_grad():
+        method.router.add_(7)
+    assert torch.equal(folded(method), before)
+
+
+@pytest.mark.parametrize("family", ["causal", "masked", "seq2seq", "encoder"])
+def test_deep_it_starts_as_a_prefix_of_words(family: str, tmp_path: Path) -> None:
+    """Invariants 6 and 10: without a mixture the model reads its placeholders, and answers what a prefix answers."""
+    case = case_of(MP2, family, tmp_path, {**MP2.tiny, **DEEP})
+    tuned = case.tuned()
+    method = tuned.method
+    assert isinstance(method, MP2)
+    assert method.sites == {"kv"}
+    with torch.no_grad():
+        method.a.zero_()
+    other = case_of(Prefix, family, tmp_path).tuned(tuned.backbone)
+    assert isinstance(other.method, Prefix)
+    with torch.no_grad():
+        other.method.kv.copy_(method.placeholders)
+    batch = tuned.batch(case.rows(tuned))
+    assert torch.equal(tuned.scores(batch), other.scores(batch))
+    untouched = made(**DEEP)
+    assert 0 < float((folded(untouched) - untouched.placeholders).abs().max()) < 1e-3
+
+
+def test_without_a_mixture_it_is_prompt_tuning_of_its_placeholders(tmp_path: Path) -> None:
+    """Invariants 3 and 10: adding nothing is the model on the placeholders alone, bit for bit."""
+    case = case_of(MP2, "masked", tmp_path)
+    tuned = case.tuned()
+    method = tuned.method
+    assert isinstance(method, MP2)
+    with torch.no_grad():
+        method.a.zero_()
+    other = case_of(PromptTuning, "masked", tmp_path, {"num_virtual_tokens": 3}).tuned(tuned.backbone)
+    assert isinstance(other.method, PromptTuning)
+    with torch.no_grad():
+        other.method.rows.copy_(method.placeholders)
+    batch = tuned.batch(case.rows(tuned))
+    assert torch.equal(tuned.scores(batch), other.scores(batch))
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "gradient", "blackbox"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parameter_count_is_the_stated_formula",
+        "only_declared_parameters_get_gradients",
+        "folded_equals_live",
+        "padding_on_either_side_changes_nothing",
+        "rows_with_different_prompts_equal_separate_runs",
+        "saved_prompt_predicts_the_same",
+        "detaching_restores_the_base",
+        "forward_only_under_evolution",
+        "a_resumed_run_equals_the_unbroken_one",
+    ],
+)
+def test_deep_it_keeps_the_contract(phase: str, name: str, tmp_path: Path) -> None:
+    for family in models.FAMILIES:
+        case = case_of(MP2, family, tmp_path / family, {**MP2.tiny, **DEEP, "phase": phase})
+        (tmp_path / family).mkdir(exist_ok=True)
+        check_property(case, name)
+
+
+class Moves(Listener):
+    """Which tensors each step changed."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop, self.moves, self.states = stop, dict[int, set[str]](), dict[int, dict[str, Tensor]]()
+
+    def begun(self, training: Training) -> None:
+        self.training, self.before = training, training.tuned.state()
+
+    def stepped(self, row: Mapping[str, Any]) -> None:
+        after, step = self.training.tuned.state(), row["step"]
+        self.moves[step] = {name for name, value in after.items() if not torch.equal(value, self.before[name])}
+        self.before = self.states[step] = after
+        if step == self.stop:
+            self.training.stop.request()
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6, 7])
+def test_deep_black_box_searches_a_layer_at_a_time_and_goes_on_where_it_was(stop: int, tmp_path: Path) -> None:
+    """Divide and conquer: routers of all layers first, then one search for each layer, in turn; every call counted."""
+    values = toy.settings(tmp_path, "masked")
+    values["train"] |= {"steps": 12, "evaluate_every": 3, "save_every": 2}
+    method = {"name": "mp2", **SMALL, **DEEP, "phase": "blackbox", "router_share": 0.34}
+    whole = Moves()
+    run = build({**values, "method": method, "out": str(tmp_path / "whole")})
+    result = train(run, backbone=tiny.backbone("masked"), listener=whole)
+    for step, moved_there in whole.moves.items():
+        assert moved_there <= {"method.router" if step <= 4 else f"method.vector_{(step - 5) % 2}"}, step
+    assert {name for moved_there in whole.moves.values() for name in moved_there} == {
+        "method.router", "method.vector_0", "method.vector_1",
+    }  # fmt: skip
+    assert result.facts["forward_calls"] == 12 * 20
+    run = build({**values, "method": method, "out": str(tmp_path / "parts")})
+    with pytest.raises(Interrupted):
+        train(run, backbone=tiny.backbone("masked"), listener=Moves(stop))
+    rest = Moves()
+    train(run, backbone=tiny.backbone("masked"), listener=rest, resume=True)
+    for step in range(stop + 1, 13):
+        assert all(torch.equal(value, whole.states[step][name]) for name, value in rest.states[step].items()), step
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"one_matrix": True}, "one_matrix is for depth: layers"),
+        ({"depth": "layers", "init": "saved", "init_prompt": "x"}, "placeholders are keys and values"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        MP2Config.read({"name": "mp2", **settings}, where="method")
+    assert "\n" not in str(caught.value)
+
+
+def test_deep_modules_do_not_go_on_from_shallow_ones() -> None:
+    with pytest.raises(ConfigError, match="the same depth"):
+        made("gradient", sources=(saved(moved(made())),), **DEEP)
 
 
 # ---- 8: it finds what tasks have in common -------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import toy
 from promptuary import registry
 from promptuary.backbones.base import Backbone
 from promptuary.checkpoint import load_prompt
+from promptuary.config import build, load_run
+from promptuary.course import Course
 from promptuary.errors import ConfigError, NotFoldable, SiteError
 from promptuary.methods.base import MethodConfig
 from promptuary.methods.mpt import MPT, MPTConfig
@@ -390,3 +392,29 @@ def test_it_learns_from_a_saved_teacher_in_a_run(tmp_path: Path) -> None:
     steps = [row for row in logged(result.dir) if "parts" in row]
     assert all(row["parts"]["teacher's answers"] >= 0 for row in steps)
     assert len(steps) == 6
+
+
+def test_both_stages_in_two_runs(tmp_path: Path) -> None:
+    """Several source tasks, each with a teacher of its own, share one prompt; a new task goes on from that run."""
+    backbone, tasks = tiny.backbone("masked"), {}
+    for number, name in enumerate(("one", "two")):
+        values = {**toy.settings(tmp_path, "masked"), "seed": number}
+        values["method"] = {"name": "prompt_tuning", "num_virtual_tokens": 3}
+        teacher = train(build({**values, "out": str(tmp_path / f"teacher-{name}")}), backbone=backbone)
+        tasks[name] = {"task": values["task"], "data": values["data"], "method": {"teacher": str(teacher.dir)}}
+    method = {"name": "mpt", "num_virtual_tokens": 3, "prompt_lr": 0.3}
+    joint = {"tasks": tasks, "backbone": values["backbone"], "train": {"steps": 6, "batch_size": 4}}
+    first = train(load_run({**joint, "method": method, "out": str(tmp_path / "sources")}), backbone=backbone)
+    assert any("teacher's answers" in row["parts"] for row in logged(first.dir) if "parts" in row)
+    one, two = (load_prompt(first.dir / "prompts" / name, backbone).method for name in tasks)
+    assert isinstance(one, MPT)
+    assert isinstance(two, MPT)
+    assert torch.equal(one.rows, two.rows)
+    assert not torch.equal(one.taught, two.taught)
+    values["method"] = {**method, "sources": [str(first.dir)]}
+    target = build({**values, "out": str(tmp_path / "target")})
+    started = Course(target, backbone).method
+    assert isinstance(started, MPT)
+    assert torch.equal(started.rows, one.rows)
+    torch.testing.assert_close(started.u, (one.u + two.u) / 2)
+    assert train(target, backbone=backbone).facts["trainable_parameters"] == 3 * D + 3 + D
