@@ -193,9 +193,9 @@ CLAIMS: dict[str, Claim] = {
                 (1.0, 4.0),
             ),
             "mp2, black-box": Contender(
-                {"method": mp2(phase="blackbox", sources=[MODULES], router_share=0.2), **EVOLVED},
-                {"solver.sigma": 1},
-                (0.1, 0.4),
+                {"method": mp2(phase="blackbox", sources=[MODULES]), **EVOLVED},
+                {"method.router_share": 1},
+                (0.2, 0.5),
             ),
         },
         earlier={
