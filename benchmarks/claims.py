@@ -176,7 +176,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "transfer": Claim(
         sets=("subj", "cr"),
-        seeds=3,
+        seeds=5,
         tuned_with=(100, 101),
         common={"data": {"shots": 16}, "train": {"steps": 160, "batch_size": 16}},
         contenders={
