@@ -146,6 +146,8 @@ CLAIMS: dict[str, Claim] = {
             "prefix": prompt("prefix", **TEN),
             "ipt on prefix": ipt(mode="prefix"),
             "ipt on prefix, pretrained": ipt("ipt_prefix", mode="prefix"),
+            # ten times the release's scale of what the instance adds
+            "ipt on prefix, scale 0.5": ipt(mode="prefix", instance_scale=0.5),
         },
         earlier={
             f"ipt_{mode}": {
