@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,6 +44,12 @@ def _folder(kind: str) -> dict[str, str]:
 
 
 def _outside(kind: str) -> dict[str, str]:
+    return _points(kind, tuple(sys.path))
+
+
+@cache
+def _points(kind: str, path: tuple[str, ...]) -> dict[str, str]:
+    """Entry points of what is installed on a path; looked for once, since it opens a file for every package."""
     return {point.name: point.value for point in entry_points(group=f"promptuary.{kind}")}
 
 

@@ -22,7 +22,7 @@ from promptuary.data.collate import Row
 from promptuary.errors import ConfigError, Interrupted, PromptuaryError
 from promptuary.listening import Listener, Stop
 from promptuary.passes import outputs
-from promptuary.run import AnyRun, Run
+from promptuary.run import AnyRun, BaselineRun, Run
 from promptuary.runs import RunFolder
 from promptuary.solvers.base import StepResult
 from promptuary.solvers.gradient import GradientSolver
@@ -241,6 +241,11 @@ def _check(runs: Sequence[AnyRun], at_once: int | None) -> None:
     if not runs:
         raise ConfigError("a sweep needs at least one run")
     for run in runs:
+        if isinstance(run, BaselineRun):
+            raise ConfigError(
+                f"the baseline {run.baseline.name} changes the weights of its model, which the runs of a sweep share; "
+                "train it by itself"
+            )
         if not isinstance(run, Run):
             raise ConfigError(
                 f"sweep takes runs on one task each, got {type(run).__name__}; make them with promptuary.load_run(...)"

@@ -168,17 +168,12 @@ def place(
     prompt_ids = vocabulary + first[:, None] + slot
     codes = _offset_codes(batch, prompts, which, rank, offset_base)
 
-    def spread(text: Tensor, rows: Tensor | int, empty: int) -> Tensor:
-        out = text.new_full((size, width + 1), empty)
-        out.scatter_(1, text_column.masked_fill(~mask, width), text)
-        filled = rows if isinstance(rows, Tensor) else slot.new_full(slot.shape, rows).to(text.dtype)
-        out.scatter_(1, prompt_column.masked_fill(~exists, width), filled)
-        return out[:, :width]
-
+    at = text_column.masked_fill(~mask, width), prompt_column.masked_fill(~exists, width)
+    ones, segments = torch.ones_like(prompt_ids), batch.segment_ids
     return Placed(
-        input_ids=spread(text_ids + codes * bank.stride, prompt_ids, pad),
-        attention_mask=spread(mask.long(), 1, 0),
-        segment_ids=None if batch.segment_ids is None else spread(batch.segment_ids, 0, 0),
+        input_ids=_spread(at, (text_ids + codes * bank.stride, prompt_ids), width, pad),
+        attention_mask=_spread(at, (mask.long(), ones), width, 0),
+        segment_ids=None if segments is None else _spread(at, (segments, torch.zeros_like(ones)), width, 0),
         columns=text_column.masked_fill(~mask, 0),
         ahead=ahead.masked_fill(~mask, 0),
         bank=bank,
@@ -209,6 +204,14 @@ def _bank(
         rows.append(vectors.flatten(0, 1).float())
     offsets = torch.cat([tables[0].new_zeros(1, tables[0].shape[1]), *tables]) if tables else None
     return Bank(vocabulary, torch.cat(rows) if rows else None, offsets), row_base, offset_base
+
+
+def _spread(places: Sequence[Tensor], values: Sequence[Tensor], width: int, empty: int) -> Tensor:
+    """Values [b, n] at columns [b, n] of a new tensor [b, width]; those for column `width` are nowhere."""
+    out = values[0].new_full((len(values[0]), width + 1), empty)
+    for place, value in zip(places, values, strict=True):
+        out.scatter_(1, place, value)
+    return out[:, :width]
 
 
 def _before(mask: Bool[Tensor, "b t"], at: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -301,12 +304,7 @@ def insert_after(
     text_column = (rank + count * (rank > anchor)).masked_fill(~real, width)
     new_column = anchor + 1 + torch.arange(added, device=ids.device)
 
-    def spread(text: Tensor, new: Tensor, empty: int) -> Tensor:
-        out = text.new_full((size, width + 1), empty)
-        out.scatter_(1, text_column, text)
-        out.scatter_(1, new_column.masked_fill(~mask, width), new)
-        return out[:, :width]
-
+    places = text_column, new_column.masked_fill(~mask, width)
     old_plain = batch.plain if batch.plain is not None else torch.zeros_like(real)
     # a slot stands before as many text tokens as it did; right behind the anchor it stands before an answer (plain),
     # so that the answer is written behind the prompt, and behind additional masks
@@ -317,13 +315,13 @@ def insert_after(
     segment_ids = None
     if batch.segment_ids is not None:
         same = batch.segment_ids.gather(1, column[:, None]).expand(size, added).contiguous()
-        segment_ids = spread(batch.segment_ids, same, 0)
+        segment_ids = _spread(places, (batch.segment_ids, same), width, 0)
     grown = replace(
         batch,
-        input_ids=spread(batch.input_ids, ids.clamp(min=0), 0),
-        attention_mask=spread(real.long(), mask.long(), 0),
+        input_ids=_spread(places, (batch.input_ids, ids.clamp(min=0)), width, 0),
+        attention_mask=_spread(places, (real.long(), mask.long()), width, 0),
         segment_ids=segment_ids,
-        plain=spread(old_plain, torch.full_like(mask, plain), 0),
+        plain=_spread(places, (old_plain, torch.full_like(mask, plain)), width, 0),
         slots=slots,
     )
     return grown, new_column.clamp(max=width - 1)

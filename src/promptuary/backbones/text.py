@@ -100,42 +100,37 @@ class TextCoder:
         out: list[tuple[int, int | None] | str] = []
         text, fields = "", 0
         spans: list[tuple[int, int, int]] = []
-
-        def flush(at_answer: bool = False) -> None:
-            nonlocal text, spans
-            body = text.rstrip(" ") if at_answer else text
-            if body:
-                coded = self.tokenizer(
-                    body,
-                    add_special_tokens=False,
-                    return_offsets_mapping=True,
-                    split_special_tokens=True,
-                    verbose=False,
-                )
-                for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
-                    inside = (number for low, high, number in spans if start >= low and end <= high and end > low)
-                    out.extend((known, next(inside, None)) for known in self._ordinary([token]))
-            text, spans = "", []
-
         for piece in pieces:
             if piece.role == "fixed":
                 text += piece.value
-            elif piece.role == "field":
+                continue
+            if piece.role == "field":
                 spans.append((len(text), len(text) + len(piece.value), fields))
                 text += piece.value
                 fields += 1
-            elif piece.value == ANSWER:
-                flush(at_answer=True)
-                if self.answer_at == "mask":
-                    out.append((self._mask, None))
-            elif piece.value == "sep":
-                flush(at_answer=True)
-                if self._sep is not None:
-                    out.append((self._sep, None))
-            else:
-                flush()
+                continue
+            ends = piece.value in (ANSWER, "sep")
+            out.extend(self._coded(text.rstrip(" ") if ends else text, spans))
+            text, spans = "", []
+            token = {ANSWER: self._mask if self.answer_at == "mask" else None, "sep": self._sep}.get(piece.value)
+            if not ends:
                 out.append(piece.value)
-        flush()
+            elif token is not None:
+                out.append((token, None))
+        out.extend(self._coded(text, spans))
+        return out
+
+    def _coded(self, text: str, spans: Sequence[tuple[int, int, int]]) -> list[tuple[int, int | None]]:
+        """Tokens of a text, each with the number of the field whose span (first, end, number) it is in."""
+        if not text:
+            return []
+        coded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+        )
+        out = list[tuple[int, int | None]]()
+        for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+            inside = next((number for low, high, number in spans if start >= low and end <= high and end > low), None)
+            out.extend((known, inside) for known in self._ordinary([token]))
         return out
 
     def _plain_ids(self, text: str) -> list[int]:

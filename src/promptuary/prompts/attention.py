@@ -65,11 +65,8 @@ class Block:
         mask: Bool[Tensor, "b t"],
     ) -> Float[Tensor, "b q d"]:
         """What each asking vector takes from the real vectors of its row's context, projected."""
-
-        def split(x: Tensor, name: str) -> Tensor:
-            return (x @ tensors[name]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q, k, v = split(asking, "query"), split(context, "key"), split(context, "value")
+        given = {"query": asking, "key": context, "value": context}
+        q, k, v = ((x @ tensors[n]).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n, x in given.items())
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         weights = torch.softmax(scores.masked_fill(~mask[:, None, None], -math.inf), dim=-1)
         return (weights @ v).transpose(1, 2).flatten(2) @ tensors["projection"] + tensors["projection_bias"]

@@ -325,6 +325,11 @@ def test_a_model_with_trained_weights_is_nobody_elses(tmp_path: Path) -> None:
     assert "there is no prompt" in refusal(lambda: taught.learner.attach().__enter__(), PromptuaryError)
 
 
+def test_a_sweep_takes_no_baseline(tmp_path: Path) -> None:
+    run = load_run(settings(tmp_path, "bert", "lora"))
+    assert "the baseline lora changes the weights" in refusal(lambda: promptuary.sweep([run]))
+
+
 def test_a_model_that_others_hold_is_not_thawed() -> None:
     one = tiny.backbone("bert")
     other = type(one)(one.model, one.tokenizer, BackboneConfig(model="tiny", family="masked"))

@@ -10,13 +10,15 @@ import math
 
 import pytest
 import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor, nn
 
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Group
 from promptuary.seeds import seeded
 from promptuary.solvers.base import Job
-from promptuary.solvers.bayes import BayesConfig, BayesSolver, posterior
+from promptuary.solvers.bayes import LENGTHS, BayesConfig, BayesSolver, posterior
 from promptuary.types import Batch, Losses
 
 BATCH = Batch(torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.long), torch.arange(3))
@@ -69,6 +71,22 @@ def test_the_process_meets_what_it_knows_and_is_unsure_elsewhere() -> None:
     guessed, _ = posterior(known, values, between)
     true = (between - 0.4).square().sum(1) * 7 + 3
     assert float((guessed - true).abs().mean()) < 0.25 * float(values.std())
+
+
+def test_the_process_is_scikit_learns_with_the_likeliest_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, asked = torch.rand(12, 3, generator=generator).double(), torch.rand(5, 3, generator=generator).double()
+    values = torch.sin(3 * known).sum(1)
+    wanted = []
+    for length in LENGTHS:
+        kernel = Matern(length * math.sqrt(3), nu=2.5, length_scale_bounds="fixed")
+        theirs = GaussianProcessRegressor(kernel, alpha=1e-6, optimizer=None)
+        theirs.fit(known.numpy(), ((values - values.mean()) / values.std()).numpy())
+        wanted.append((theirs.log_marginal_likelihood_value_, theirs.predict(asked.numpy(), return_std=True)))
+    mean, deviation = max(wanted, key=lambda one: one[0])[1]
+    found = posterior(known, values, asked)
+    assert torch.allclose(found[0], values.mean() + values.std() * torch.from_numpy(mean), atol=1e-6)
+    assert torch.allclose(found[1], values.std() * torch.from_numpy(deviation), atol=1e-6)
 
 
 def test_it_comes_much_nearer_than_chance_with_the_same_calls() -> None:
