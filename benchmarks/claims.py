@@ -170,6 +170,12 @@ CLAIMS: dict[str, Claim] = {
         contenders={
             # with the template: a soft and a hard prompt in one sequence
             "prompt_tuning": prompt("prompt_tuning", **TEN),
+            # ordinary prompt-based tuning: the hard prompt, and every weight; what differs is the dropout of the model
+            "full fine-tuning": Contender(
+                {"baseline": {"name": "full"}, "backbone": {**BACKBONES[MODEL]["backbone"], "dropout": True}},
+                {"baseline.learning_rate": 1.0},
+                (1e-4, 3e-4, 1e-3),
+            ),
             "stablept": Contender({"method": {"name": "stablept", **TEN, "heads": 4}}, *STABLE_RATES),
             "stablept, release": Contender(
                 {"method": {"name": "stablept", "preset": "release", **TEN, "heads": 4}}, *STABLE_RATES
@@ -271,7 +277,7 @@ def trained(values: dict[str, Any], backbone: Backbone, folder: Path, *, tested:
     """One run: its settings, the best validation score and all of them, and the test score if it is asked for."""
     curve = Curve()
     run = promptuary.load_run({**values, "out": str(folder)})
-    training = Training(run, curve, backbone)
+    training = Training(run, curve, None if isinstance(run, promptuary.BaselineRun) else backbone)
     if isinstance(training.course, Course):
         for test in (training.course.splits.test, training.feed.rows["test"]):
             count = TEST_ROWS if tested else 1
