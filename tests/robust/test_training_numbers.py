@@ -229,4 +229,4 @@ def test_an_untrained_prompt_is_called_so(backbone: Any, tmp_path: Path) -> None
     still = ["method.prompt_lr=1e-12", "method.weight_decay=0"]
     result = train(toy.run(tmp_path, *still), backbone=backbone)
     assert result.facts["best_step"] == 0
-    assert any("the prompt that is saved is untrained" in note for note in result.facts["notes"])
+    assert any("what is saved is untrained" in note for note in result.facts["notes"])

@@ -413,7 +413,7 @@ def test_both_stages_in_two_runs(tmp_path: Path) -> None:
     assert not torch.equal(one.taught, two.taught)
     values["method"] = {**method, "sources": [str(first.dir)]}
     target = build({**values, "out": str(tmp_path / "target")})
-    started = Course(target, backbone).method
+    started = Course(target, backbone).learner.method
     assert isinstance(started, MPT)
     assert torch.equal(started.rows, one.rows)
     torch.testing.assert_close(started.u, (one.u + two.u) / 2)
