@@ -203,6 +203,10 @@ def majority_baseline(train_gold: Sequence[Hashable], test_gold: Sequence[Hashab
     return accuracy(test_gold, [label] * len(test_gold))
 
 
+DRAWN = 2**16
+"""Most examples that a bootstrap draws at once: half a MiB of places; our choice."""
+
+
 def bootstrap_interval(
     correct: Sequence[float], seed: int = 0, rounds: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
@@ -221,7 +225,10 @@ def bootstrap_interval(
     if scores.size == 0:
         raise ValueError("expected at least one scored example, got none")
     generator = np.random.default_rng(seed)
-    # one round at a time: rounds x examples indices at once would not fit for large test sets
-    means = [scores[generator.integers(0, scores.size, scores.size)].mean() for _ in range(rounds)]
+    # some rounds at a time: all of them at once would not fit for large test sets
+    most = max(1, DRAWN // scores.size)
+    sizes = [min(most, rounds - begun) for begun in range(0, rounds, most)]
+    drawn = (generator.integers(0, scores.size, (size, scores.size)) for size in sizes)
+    means = np.concatenate([scores[one].mean(axis=1) for one in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
