@@ -111,7 +111,7 @@ def mp2(**settings: Any) -> dict[str, Any]:
 TEN = {"num_virtual_tokens": 10}
 SILENT = {"representation_weight": 0.0, "head_weight": 0.0, "kl_weight": 0.0}
 STABLE_RATES = ({"method.modules_lr": 1.0}, (3e-4, 1e-3, 3e-3))
-MODULES, LEARNT_ON = "mp2", ("sst2", "agnews", "mrpc", "rte", "cb")
+MODULES, LONGER, LEARNT_ON = "mp2", "mp2_longer", ("sst2", "agnews", "mrpc", "rte", "cb")
 EVOLVED = {"solver": {"name": "evolution", "population": 20, "budget": 400}}
 
 CLAIMS: dict[str, Claim] = {
@@ -205,13 +205,27 @@ CLAIMS: dict[str, Claim] = {
                 {"method.router_share": 1},
                 (0.2, 0.5),
             ),
+            "mp2, longer": Contender(
+                {"method": mp2(phase="gradient", sources=[LONGER])}, {"method.modules_lr": 1}, (1e-3, 4e-3, 1e-2)
+            ),
+            "mp2, longer, black-box": Contender(
+                {"method": mp2(phase="blackbox", sources=[LONGER]), **EVOLVED},
+                {"method.router_share": 1},
+                (0.2, 0.5),
+            ),
         },
         earlier={
             MODULES: {
                 "sets": LEARNT_ON,
                 "method": mp2(modules_lr=1e-2),
                 "train": {"steps": 2000, "batch_size": 16, "evaluate_every": 500, "save_every": 2000},
-            }
+            },
+            # tried after the others were seen
+            LONGER: {
+                "sets": LEARNT_ON,
+                "method": mp2(modules_lr=1e-2),
+                "train": {"steps": 8000, "batch_size": 16, "evaluate_every": 1000, "save_every": 8000},
+            },
         },
     ),
 }

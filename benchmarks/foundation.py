@@ -98,6 +98,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ept without spaces": {**METHODS["ept"], "name": "ept", "use_spaces": False},
 }
 """Parts of EPT switched off, the budget kept: run by --methods."""
+BASELINES: dict[str, tuple[float, float]] = {
+    "linear_probe": (5e-3, 5e-2),
+    "bitfit": (1e-3, 1e-2),
+    "lora": (5e-4, 5e-3),
+    "full": (3e-5, 3e-4),
+}
+"""What changes the model's weights, or trains a head alone, and the rates that are tried instead; run by --methods."""
 TUNING_SEED, TUNED_ON = 100, "sst2"
 """The tuning effort of every method for each split: one trial per rate on SST-2's validation rows with this seed, used
 for the other sets as it is; a single rate is no tuning. A rate sets prompt_lr and, where a method has one, low_rank_lr
@@ -111,13 +118,20 @@ def settings(
     """One run as a mapping."""
     base = BACKBONES[backbone]
     wording = SETS[task][base["backbone"]["family"]]
-    own = {**METHODS, **ABLATIONS}[method]
-    low_rank = {"low_rank_lr": rate / 100} if "max_tokens" in own else {}
+    learnt: dict[str, Any]
+    if method in BASELINES:
+        head = method == "linear_probe"
+        wording = {**wording, "reading": "head", "head_lr": rate} if head else wording
+        learnt = {"baseline": {"name": method, **({} if head else {"learning_rate": rate})}}
+    else:
+        own = {**METHODS, **ABLATIONS}[method]
+        low_rank = {"low_rank_lr": rate / 100} if "max_tokens" in own else {}
+        learnt = {"method": {"name": method, "match_length": LENGTH, "prompt_lr": rate, **low_rank, **own}}
     return {
         "task": {"name": "classify", "metrics": ["accuracy"], **wording},
         "data": {"source": str(data / task), "max_length": 64, **SPLITS[split]},
         "backbone": base["backbone"],
-        "method": {"name": method, "match_length": LENGTH, "prompt_lr": rate, **low_rank, **own},
+        **learnt,
         "train": {"evaluate_every": base["train"]["steps"] // 3, **base["train"]},
         "seed": seed,
         "out": out,
@@ -156,7 +170,7 @@ def quality(
 
 def tuned_rate(backbone: str, data: Path, split: str, method: str, loaded: Backbone, path: Path, command: str) -> float:
     """The rate with the best validation score; the first one among equals."""
-    rates = BACKBONES[backbone]["rates"]
+    rates = BASELINES.get(method, BACKBONES[backbone]["rates"])[: len(BACKBONES[backbone]["rates"])]
     if len(rates) == 1:
         return float(rates[0])
     scores = []
@@ -174,7 +188,8 @@ def one(values: dict[str, Any], backbone: Backbone, cell: tuple[Any, ...], rows:
     """One training run in a folder that is thrown away; tested on the first `rows` test rows (0: not tested)."""
     with tempfile.TemporaryDirectory() as folder:
         run = promptuary.load_run({**values, "out": f"{folder}/run"})
-        training = Training(run, Listener(), backbone)
+        # a baseline changes the weights of its model
+        training = Training(run, Listener(), None if isinstance(run, promptuary.BaselineRun) else backbone)
         for test in (training.course.splits.test, training.feed.rows["test"]):
             del test[max(rows, 1) :]
         result = training.run(resume=False, fresh=False)
@@ -282,7 +297,7 @@ def table() -> str:
     for path in sorted(RESULTS.glob("quality_*.jsonl")):
         rows = read(path)
         there = {row["cell"][2] for row in rows}
-        columns = [name for name in (*METHODS, *ABLATIONS) if name in there]
+        columns = [name for name in (*METHODS, *ABLATIONS, *BASELINES) if name in there]
         out.append(
             f"\n### {path.stem.removeprefix('quality_')}: test accuracy in %, mean ± standard deviation (seeds)\n"
         )
@@ -345,7 +360,7 @@ def main() -> None:
     parser.add_argument("--backbone", choices=list(BACKBONES), default="minilm")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ABLATIONS, *BASELINES], default=list(METHODS))
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=list(SPLITS))
     parser.add_argument("--rounds", type=int, default=9)
@@ -362,6 +377,8 @@ def main() -> None:
         sys.exit("quality needs --data DIR (a folder with sst2/ and subj/)")
     else:
         command = f"{command} --data DIR --seeds {arguments.seeds}"
+        if arguments.methods != list(METHODS):
+            command += f" --methods {' '.join(arguments.methods)}"
         chosen = (arguments.methods, arguments.sets, arguments.splits)
         quality(arguments.backbone, arguments.data, *chosen, arguments.seeds, command)
 
