@@ -21,7 +21,7 @@ from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.building import build_method, hold_backbone, open_backbone, prompts_of, shape_of
 from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
 from promptuary.methods.base import Method, MethodConfig
-from promptuary.settings import Settings
+from promptuary.saved import same_sizes, settings_of
 from promptuary.tuned import Tuned
 from promptuary.types import Prompt, Shape
 
@@ -199,21 +199,6 @@ def _built(
     return method
 
 
-def same_sizes(path: Path, whose: str, asked: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    """Refuse a file whose tensors are not those that its owner has.
-
-    Raises:
-        FileFormatError: names the first one that differs.
-    """
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in asked.items()}
-    found = {name: (tuple(value.shape), value.dtype) for name, value in held.items()}
-    if expected != found:
-        name = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise FileFormatError(
-            f"{path}: tensor {name[:80]!r} is {_kind(found.get(name))}, but {whose} needs {_kind(expected.get(name))}"
-        )
-
-
 def find_prompt(folder: str | Path) -> Path:
     """The prompt folder itself, given it, the run folder around it, or a hub name; that is pulled into the cache.
 
@@ -381,24 +366,6 @@ def _short(value: Any) -> str:
     """Anything from a file, in one short line."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _kind(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "missing" if found is None else f"{found[1]} of shape {found[0]}"
-
-
-def settings_of(path: Path, kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
-    """Settings from a file of facts; what is wrong with them is wrong with the file.
-
-    Raises:
-        FileFormatError: with what is wrong.
-    """
-    try:
-        return kind.read(values, where=where)
-    except ConfigError as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
-        raise FileFormatError(f"{path}: {reason}; was it saved by a newer promptuary?") from None
 
 
 def _folded(tuned: Tuned) -> dict[str, Tensor] | None:

@@ -15,8 +15,8 @@ import promptuary
 from promptuary import checkpoint, files, registry
 from promptuary.backbones.base import BackboneConfig
 from promptuary.building import open_backbone
-from promptuary.checkpoint import same_sizes, settings_of
 from promptuary.errors import FileFormatError
+from promptuary.saved import same_sizes, settings_of
 from promptuary.tuned import Tuned
 
 FOLDER, FORMAT, VERSION = "weights", "promptuary-weights", 1

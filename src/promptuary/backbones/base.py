@@ -1,6 +1,7 @@
 """What a backbone is: a frozen model seen as places for a prompt and as something that scores, reads and writes.
 
 Knows no method, task or data set; `inject.py` does the wrapping, and each family says where its model's parts are.
+Longer than most files, so that all that a family may rely on or replace stands in one place.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from promptuary.errors import ConfigError
 from promptuary.settings import Settings
 from promptuary.types import Batch, Losses
 
@@ -92,6 +93,38 @@ class SolverConfig(Settings):
     def steps(self, planned: int) -> int:
         """Steps of the run, where the solver counts otherwise than the training settings."""
         return planned
+
+
+class SearchConfig(SolverConfig):
+    """Settings of what scores candidates by forward passes alone; each search says what is usual for it."""
+
+    population: int
+    bounds: tuple[float, float] | None
+    budget: int | None
+    rows: Literal["all", "batch"] = Field(
+        "all",
+        description="score candidates on all training rows (BBT, MP2), in parts of train.batch_size, or on a batch",
+    )
+
+    @property
+    def whole(self) -> bool:
+        """As `rows` says."""
+        return self.rows == "all"
+
+    def steps(self, planned: int) -> int:
+        """As many steps as the budget holds.
+
+        Raises:
+            ConfigError: it does not hold one.
+        """
+        if self.budget is None:
+            return planned
+        if self.budget < self.population:
+            raise ConfigError(
+                f"a budget of {self.budget} does not hold one step of {self.population} candidates; raise it, or lower "
+                "solver.population"
+            )
+        return self.budget // self.population
 
 
 @dataclass(frozen=True)

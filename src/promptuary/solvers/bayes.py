@@ -16,7 +16,17 @@ from torch import Tensor
 
 from promptuary.errors import ConfigError
 from promptuary.seeds import seeded
-from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Trained
+from promptuary.solvers.base import (
+    Batches,
+    Job,
+    Learner,
+    Reduce,
+    SearchConfig,
+    Solver,
+    SolverConfig,
+    StepResult,
+    Trained,
+)
 
 LARGEST, MOST = 1024, 4000
 """Most numbers that are searched, and most candidates of one search: the process inverts a matrix of all candidates."""
@@ -28,7 +38,7 @@ TRIED, NEAR = 2048, 512
 """Points at which the bound is compared: anywhere in the box, and around the best one so far (our choice)."""
 
 
-class BayesConfig(SolverConfig):
+class BayesConfig(SearchConfig):
     """Settings of Bayesian optimisation."""
 
     name: Literal["bayes"] = "bayes"
@@ -39,33 +49,12 @@ class BayesConfig(SolverConfig):
     initial: int = Field(20, ge=1, description="candidates that are drawn anywhere in the box at first; MP2: 20")
     kappa: float = Field(2.0, ge=0, description="deviations that a candidate is believed better than its mean; MP2: 2")
     budget: int | None = Field(None, ge=1, description="most candidates that are scored in all; decides train.steps")
-    rows: Literal["all", "batch"] = Field("all", description="score candidates on all training rows (MP2), or a batch")
 
     @model_validator(mode="after")
     def _box(self) -> BayesConfig:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds: expected the smaller value first, got {list(self.bounds)}")
         return self
-
-    @property
-    def whole(self) -> bool:
-        """As `rows` says."""
-        return self.rows == "all"
-
-    def steps(self, planned: int) -> int:
-        """As many steps as the budget holds.
-
-        Raises:
-            ConfigError: it does not hold one.
-        """
-        if self.budget is None:
-            return planned
-        if self.budget < self.population:
-            raise ConfigError(
-                f"a budget of {self.budget} does not hold one step of {self.population} candidates; raise it, or lower "
-                "solver.population"
-            )
-        return self.budget // self.population
 
 
 class BayesSolver(Solver):

@@ -23,6 +23,7 @@ from promptuary.solvers.base import (
     Job,
     Learner,
     Reduce,
+    SearchConfig,
     Solver,
     SolverConfig,
     StepResult,
@@ -35,7 +36,7 @@ LARGEST = 4096
 """Most numbers that are searched: the covariance alone takes 8 n^2 bytes, its decomposition n^3 operations."""
 
 
-class EvolutionConfig(SolverConfig):
+class EvolutionConfig(SearchConfig):
     """Settings of evolution."""
 
     name: Literal["evolution"] = "evolution"
@@ -47,36 +48,12 @@ class EvolutionConfig(SolverConfig):
     budget: int | None = Field(
         None, ge=4, description="most candidates that are scored in all; decides train.steps. BBT and MP2 take 8,000"
     )
-    rows: Literal["all", "batch"] = Field(
-        "all",
-        description="score candidates on all training rows (BBT, MP2), in parts of train.batch_size, or on a batch",
-    )
     at_once: int | None = Field(None, ge=1, description="most candidates in one forward pass; without it all")
-
     apart: bool | None = Field(
         None,
         description="each trained tensor has a search of its own, which takes a step in turn (BBTv2, deep MP2); else "
         "as the method says, or one search over all",
     )
-
-    @property
-    def whole(self) -> bool:
-        """As `rows` says."""
-        return self.rows == "all"
-
-    def steps(self, planned: int) -> int:
-        """As many populations as the budget holds.
-
-        Raises:
-            ConfigError: it does not hold one.
-        """
-        if self.budget is None:
-            return planned
-        if self.budget < self.population:
-            raise ConfigError(
-                f"a budget of {self.budget} does not hold one population of {self.population} candidates; raise it"
-            )
-        return self.budget // self.population
 
 
 class EvolutionSolver(Solver):
