@@ -4,7 +4,8 @@ Knows no model, method, data set, file or device; imports torch and the shape an
 
 Shape letters: b rows of a batch, g one or b, t text tokens, p prompt rows, m rows of an offset table, r rank,
 d width of the token embeddings, h width of the hidden states, c candidates, k tokens of a candidate,
-a tokens of an answer, n positions that are read, l layers, k heads of keys and values, e width of such a head.
+a tokens of an answer, n positions that are read, l layers, k heads of keys and values, e width of such a head,
+m rows of a context among the words of a class, v width of patch tokens, i and j height and width of an image.
 """
 
 from __future__ import annotations
@@ -67,12 +68,22 @@ class Prompt:
     behind the text and before an answer;
     or several places with the number of rows that each takes, in any order: those three, "before_answer"
     and "after_answer" (a mask; where there is none, the first is "end"), and named slots of the template.
+    `layers` [1, l, p, v] or [b, ...]: rows among the patches of an image, in the first l layers of the model that sees.
+    Before the first layer they come in between special tokens and patches, without a position; before each later one
+    they take the place of what became of the rows before, and behind the l-th they stay.
+    `context` [g, c, l, m, d]: rows in the text of each class, where a text tower reads them; g sets of them, or one for
+    each row of the batch; c classes, or 1 for all; l layers as above. `placement` says where among the words: "front" of
+    them, at the "end", or some before and some behind ("before_answer" and "after_answer" with their numbers).
+    `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, in the place of its own.
     """
 
     rows: Float[Tensor, "g p d"] | None = None
     offset: Offset | None = None
     placement: Placement = "front"
     kv: Float[Tensor, "g l 2 k q e"] | None = None
+    layers: Float[Tensor, "g l p v"] | None = None
+    context: Float[Tensor, "s c l m d"] | None = None
+    norms: Float[Tensor, "n 2 v"] | None = None
 
     @property
     def length(self) -> int:
@@ -86,14 +97,16 @@ class Prompt:
 
     @property
     def sites(self) -> frozenset[str]:
-        """The places that it uses: "input" for rows, "offset" for the table, "kv" for keys and values."""
+        """The places that it uses: "input" for rows, "offset" for the table, and the other parts by their own names."""
         parts = {"input": self.rows, "offset": self.offset, "kv": self.kv}
+        parts |= {"layers": self.layers, "context": self.context, "norms": self.norms}
         return frozenset(name for name, part in parts.items() if part is not None)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it consists of."""
-        parts = (self.rows, self.kv, *(() if self.offset is None else (self.offset.left, self.offset.right)))
+        offset = () if self.offset is None else (self.offset.left, self.offset.right)
+        parts = (self.rows, self.kv, self.layers, self.context, self.norms, *offset)
         return tuple(part for part in parts if part is not None)
 
     def as_rows(self) -> Float[Tensor, "p d"]:
@@ -110,6 +123,9 @@ class Prompt:
             )
         if self.kv is not None:
             raise NotFoldable("this prompt is keys and values of every layer, which no rows at the input can reproduce")
+        for name in ("layers", "context", "norms"):
+            if getattr(self, name) is not None:
+                raise NotFoldable(f"this prompt is made for images ({name}): it is no table of rows among text tokens")
         if self.rows is None:
             raise NotFoldable("this prompt has no rows")
         if self.rows.shape[0] != 1:
@@ -147,6 +163,8 @@ class Batch:
     `prompt_index`: which of several prompts each row takes, [b]; absent means the first.
     `index`: place of each row in its data set, so that results can be put back in order.
     `part`: which of the tasks of a run each row belongs to, [b]; absent where there is one.
+    `pixels`: the images, prepared as the model wants them; a row then has one token id of no meaning in its text.
+    `features`: what the frozen model makes of the images, where that is known already; the pixels may then be absent.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -160,6 +178,8 @@ class Batch:
     candidates: Candidates | None = None
     prompt_index: Int[Tensor, " b"] | None = None
     part: Int[Tensor, " b"] | None = None
+    pixels: Float[Tensor, "b 3 i j"] | None = None
+    features: Float[Tensor, "b h"] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -185,10 +205,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a filled template: "fixed" text, a "field" of the example (may be cut), or a "slot" (a named place)."""
+    """A part of a filled template: "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an
+    "image" (a `data.images.Picture`)."""
 
-    role: Literal["fixed", "field", "slot"]
-    value: str
+    role: Literal["fixed", "field", "slot", "image"]
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -197,12 +218,31 @@ class Encoded:
 
     `segments`: 0 before the first separator, 1 after it; `slots`: named place -> column;
     `cut`: how many tokens of the fields were left out to make it fit.
+    `image`: what the example shows, a `data.images.Picture`; `features`: what the frozen model makes of it, where that is
+    known already.
     """
 
     ids: list[int]
     segments: list[int]
     slots: Mapping[str, int]
     cut: int = 0
+    image: Any = None
+    features: Float[Tensor, " h"] | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a model wants its images: resized, cut to their middle, scaled to 0..1, and normalised per channel.
+
+    `size`: height and width in pixels; `resize`: of the shorter side before the middle is cut out, or height and width
+    to which the whole image is resized; `resample`: Pillow's number of a filter (2 bilinear, 3 bicubic).
+    """
+
+    size: tuple[int, int]
+    resize: int | tuple[int, int]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resample: int = 3
 
 
 @dataclass(frozen=True)
@@ -238,6 +278,8 @@ class Outputs:
     `scores` [b, c]: of each answer, as the task reads them; `costs` [b]: of a task that writes, minus the
     log-probability of the right answer.
     `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
+    `texts` [s, c, h]: what a text tower says of each class under each set of contexts, not normalised; the task's
+    classes first, then those of the method's `more_words`.
     `target` [b]: the right answers, class index or value; absent outside training.
     `taught`: what the same model says under the method's teacher, without gradients; of training alone.
     """
@@ -247,6 +289,7 @@ class Outputs:
     costs: Float[Tensor, " b"] | None = None
     answer: Float[Tensor, "b h"] | None = None
     words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
+    texts: Float[Tensor, "s k h"] | None = None
     target: Tensor | None = None
     taught: Outputs | None = None
 
@@ -273,7 +316,8 @@ class Shape:
 
     `width` of the token embeddings and of the `hidden` states behind the model; for keys and values the `layers` that
     have them, their `heads` and `head` width; `vocabulary`: ids of tokens; `classes` that the task tells apart, 0 where
-    it has none.
+    it has none. Of a model that sees: `visual` width of its patch tokens, `depth` its layers, `patch` the side of a patch
+    in pixels, `norms` the layer norms in its blocks.
     """
 
     width: int
@@ -283,6 +327,10 @@ class Shape:
     hidden: int = 0
     vocabulary: int = 0
     classes: int = 0
+    visual: int = 0
+    depth: int = 0
+    patch: int = 0
+    norms: int = 0
 
 
 @dataclass(frozen=True)

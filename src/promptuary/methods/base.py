@@ -230,12 +230,24 @@ class Method(nn.Module, abc.ABC):
         with torch.no_grad():
             found = self.prompt(View())
         # copies: what `prompt` returns may be the trained tensors themselves
-        rows = None if found.rows is None else found.rows.detach().clone()
         offset = found.offset
         if offset is not None:
             offset = replace(offset, left=offset.left.detach().clone(), right=offset.right.detach().clone())
-        kv = None if found.kv is None else found.kv.detach().clone()
-        return replace(found, rows=rows, offset=offset, kv=kv)
+        whole = {name: getattr(found, name) for name in ("rows", "kv", "layers", "context", "norms")}
+        copied = {name: None if value is None else value.detach().clone() for name, value in whole.items()}
+        return replace(found, offset=offset, **copied)
+
+    def classes(self, texts: Float[Tensor, "s c h"]) -> Float[Tensor, "s c h"]:
+        """The vector of each class out of its text features; what an image's feature is compared with.
+
+        By default each as a unit vector. With s = 1 there is one matrix for all images, with s = b one for each.
+        """
+        return nn.functional.normalize(texts, dim=-1)
+
+    @property
+    def more_words(self) -> tuple[str, ...]:
+        """Names of classes without examples, whose text features `loss` sees behind those of the task; none."""
+        return ()
 
     def scores(self, outputs: Outputs) -> Float[Tensor, "b c"]:
         """The score of each answer; by default as the task reads them."""

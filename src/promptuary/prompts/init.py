@@ -5,7 +5,7 @@ Knows no tokenizer and no model: it reads the vocabulary through `Vocabulary`, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -72,12 +72,39 @@ class Saved:
             raise NotFoldable(f"{self.name} ({self.method}) cannot be started from: {error}") from None
 
 
+class Patches(Protocol):
+    """Patch tokens of the training images in the frozen model, without any prompt."""
+
+    def tokens(
+        self, count: int | None, generator: torch.Generator, *, position: bool, replacement: bool, augmented: bool
+    ) -> Iterator[list[Float[Tensor, "b n v"]]]:
+        """Batch by batch, the tokens that enter each layer, special tokens left out, float32 on the CPU.
+
+        Args:
+            count: of how many images, chosen by chance; None: as many as there are.
+            generator: chooses them.
+            position: whether those of the first layer have their position added; else they are the patch embeddings.
+            replacement: whether an image may be chosen again.
+            augmented: in random views, as in training; else in the plain view.
+        """
+
+
+class Classes(Protocol):
+    """The text side of a frozen model, and the names of the task's classes."""
+
+    names: Sequence[str]
+
+    def features(self, texts: Sequence[str]) -> Float[Tensor, "n h"]:
+        """What the text tower says of whole texts, without any prompt; not normalised, float32 on the CPU."""
+
+
 @dataclass(frozen=True)
 class Starting:
     """Everything a method may read when it fills its tensors.
 
     `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task; `sources`: the earlier prompts
-    that the method's settings name.
+    that the method's settings name; of models that see: `patches` of the training images, where there are any, `classes`
+    of a task that names them to a text tower, and the `norms` of its blocks as they are, [n, 2, v].
     """
 
     vocabulary: Vocabulary
@@ -85,6 +112,9 @@ class Starting:
     saved: Float[Tensor, "n d"] | None = None
     labels: Sequence[Sequence[int]] = ()
     sources: Sequence[Saved] = ()
+    patches: Patches | None = None
+    classes: Classes | None = None
+    norms: Float[Tensor, "n 2 v"] | None = None
 
     def label_words(self) -> Float[Tensor, "c d"]:
         """The mean embedding of each answer's tokens."""
