@@ -24,7 +24,7 @@ KINDS = {
 
 _HELPERS = {
     "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors",
-    "recompute", "shared", "tail", "template", "text", "translate", "turns", "vocabulary",
+    "recompute", "shared", "tail", "template", "text", "translate", "turns", "visual", "vocabulary",
 }  # fmt: skip
 
 

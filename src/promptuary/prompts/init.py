@@ -72,6 +72,7 @@ class Saved:
             raise NotFoldable(f"{self.name} ({self.method}) cannot be started from: {error}") from None
 
 
+@runtime_checkable
 class Patches(Protocol):
     """Patch tokens of the training images in the frozen model, without any prompt."""
 
@@ -89,6 +90,7 @@ class Patches(Protocol):
         """
 
 
+@runtime_checkable
 class Classes(Protocol):
     """The text side of a frozen model, and the names of the task's classes."""
 
