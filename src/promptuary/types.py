@@ -71,9 +71,10 @@ class Prompt:
     `layers` [1, l, p, v] or [b, ...]: rows among the patches of an image, in the first l layers of the model that sees.
     Before the first layer they come in between special tokens and patches, without a position; before each later one
     they take the place of what became of the rows before, and behind the l-th they stay.
-    `context` [g, c, l, m, d]: rows in the text of each class, where a text tower reads them; g sets of them, or one for
-    each row of the batch; c classes, or 1 for all; l layers as above. `placement` says where among the words: "front" of
+    `context` [s, c, l, m, d]: rows in the text of each class, where a text tower reads them; s sets of them; c classes,
+    or 1 for all; l layers as above. `placement` says where among the words: "front" of
     them, at the "end", or some before and some behind ("before_answer" and "after_answer" with their numbers).
+    `by_row`: the sets are one for each row of the batch; without it the class vectors of several sets are averaged.
     `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, in the place of its own.
     """
 
@@ -84,10 +85,13 @@ class Prompt:
     layers: Float[Tensor, "g l p v"] | None = None
     context: Float[Tensor, "s c l m d"] | None = None
     norms: Float[Tensor, "n 2 v"] | None = None
+    by_row: bool = False
 
     @property
     def length(self) -> int:
-        """How many rows stand among the text."""
+        """How many rows stand among the text, or the patches."""
+        if self.layers is not None:
+            return int(self.layers.shape[2])
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property

@@ -34,6 +34,7 @@ class TaskConfig(Settings):
     fields: tuple[str, ...] = Field(("text",), description="text fields, for the default template")
     metrics: tuple[str, ...] = Field((), description="what is measured; the first one chooses the best checkpoint")
     head_lr: float = Field(5e-3, gt=0, description="learning rate of a trained head; our choice")
+    head_weight_decay: float = Field(0.0, ge=0, description="on the weights of a trained head; SPT: 0.5 to 3")
 
 
 @dataclass(frozen=True)
