@@ -139,6 +139,11 @@ class Seeing(Backbone):
         return torch.zeros(1, 3, *self.sight.size, device=self.device)
 
     @property
+    def layers(self) -> int:
+        """Layers of the vision tower."""
+        return len(self.blocks)
+
+    @property
     def uses_segments(self) -> bool:
         """No text, no segments."""
         return False
@@ -218,7 +223,7 @@ class Seeing(Backbone):
         """Within the block the eye runs with the visual parts of a prompt."""
         return self.wiring.active(seen=Seen(prompt.layers, self.lead if lead is None else lead, prompt.norms))
 
-    def look(self, part: Any, pixels: Tensor | None) -> Any:
+    def look(self, part: Any, pixels: Tensor | None, **options: Any) -> Any:
         """The eye, or the whole model, on pixels, with whatever is active.
 
         Raises:
@@ -227,7 +232,7 @@ class Seeing(Backbone):
         if pixels is None:
             raise SiteError("the images themselves are needed here, and only features of them were kept")
         more = {"interpolate_pos_encoding": True} if self.interpolates else {}
-        return part(pixel_values=pixels.to(self.table.weight.dtype), **more)
+        return part(pixel_values=pixels.to(self.table.weight.dtype), **more, **options)
 
     @cached_property
     def interpolates(self) -> bool:
@@ -242,6 +247,40 @@ class Seeing(Backbone):
         if prompt.layers is None:
             return states
         return torch.cat([states[:, : self.lead], states[:, self.lead + prompt.layers.shape[2] :]], dim=1)
+
+    @torch.no_grad()
+    def attention(self, batch: Batch, prompt: Prompt) -> Float[Tensor, "b l p n"]:
+        """How much each row of a prompt looks at each patch, in each layer, a mean over the heads; float32 on the CPU.
+
+        Of a prompt without rows among the patches it is the first special token that looks, p = 1. What goes to other
+        tokens is left out, so that the numbers of a row sum to less than one.
+
+        Args:
+            batch: with pixels.
+            prompt: the same for all images.
+
+        Raises:
+            SiteError: the model does not tell its attention, or has no token that could look.
+        """
+        rows = 0 if prompt.layers is None else int(prompt.layers.shape[2])
+        if not rows and not self.lead:
+            raise SiteError(f"{type(self.eye).__name__} has neither rows of a prompt nor a class token that looks")
+        before = self.eye.config._attn_implementation
+        self.eye.set_attn_implementation("eager")
+        try:
+            with self.seeing(prompt):
+                told = self.look(self.eye, batch.pixels, output_attentions=True).attentions
+        finally:
+            self.eye.set_attn_implementation(before)
+        if not told or any(one is None for one in told):
+            raise SiteError(f"{type(self.eye).__name__} does not tell its attention")
+        looking = slice(self.lead, self.lead + rows) if rows else slice(0, 1)
+        return torch.stack([one.float().mean(1)[:, looking, self.lead + rows :].cpu() for one in told], dim=1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        return self.sight.size[0] // self.patch, self.sight.size[1] // self.patch
 
     def norm_values(self) -> Float[Tensor, "n 2 v"] | None:
         """As the model has them; None where norms have no weights, or not all of one width."""
