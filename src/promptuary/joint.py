@@ -137,7 +137,7 @@ class Joint:
             return self.several[places[0]].batch(rows)
         answers = [self.several[row.part].asking.answers(row) for row in rows]
         bare = [replace(row, choices=None) for row in rows]
-        batch = collate(bare, self.backbone.pad, segments=self.backbone.uses_segments)
+        batch = collate(bare, self.backbone.pad, segments=self.backbone.uses_segments, sight=self.backbone.sight)
         if any(answers):
             batch = replace(batch, candidates=pad_choices(answers))
         return batch.to(self.backbone.device)

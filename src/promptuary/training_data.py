@@ -36,8 +36,9 @@ class Feed:
             with naming(name):
                 self.rows[name] = tuned.rows(getattr(splits, name), labelled=True)
         self._check_positions()
+        self._check_augment()
         # no answer is among them: a task refuses a template that shows one
-        self._varied = sorted(set(tuned.task.template.fields))
+        self._varied = sorted(set(tuned.task.template.fields) - {tuned.task.config.image})
         self._epoch, self._order = -1, list[list[int]]()
 
     @property
@@ -95,10 +96,18 @@ class Feed:
         return float(len(rows))
 
     def variant(self, index: int, epoch: int) -> Row:
-        """A training row as this epoch (or step) sees it; only its text may differ from the row itself."""
+        """A training row as this epoch (or step) sees it; only its text and image may differ from the row itself."""
         row, config = self.rows["train"][index], self.run.data.augment
-        if not config.active:
-            return row
+        if config.active:
+            row = self._reworded(row, index, epoch)
+        if config.varies_images:
+            image = replace(row.encoded.image, augment=config, view=(self.run.seed, 4, epoch, index))
+            # what is known of the image is not known of its view
+            row = replace(row, encoded=replace(row.encoded, image=image, features=None))
+        return row
+
+    def _reworded(self, row: Row, index: int, epoch: int) -> Row:
+        config = self.run.data.augment
         generator, example = seeded(self.run.seed, 4, epoch, index), dict(self.examples[index])
         for name in self._varied:
             if isinstance(example[name], str):
@@ -108,6 +117,13 @@ class Feed:
         limit = self.tuned.backbone.max_positions
         room = self.tuned.max_length if limit is None else limit - self.added - self.tuned.answer_positions(row)
         return replace(row, encoded=self.tuned.backbone.encode(pieces, min(room, self.tuned.max_length)))
+
+    def _check_augment(self) -> None:
+        config, task = self.run.data.augment, self.tuned.task
+        if config.varies_images and task.config.image is None:
+            raise ConfigError("data.augment: crop and flip are for images; set task.image, or leave them out")
+        if config.active and set(task.template.fields) == {task.config.image}:
+            raise ConfigError("data.augment: delete and swap are for texts, and the template shows an image alone")
 
     def _check_positions(self) -> None:
         limit = self.tuned.backbone.max_positions

@@ -65,7 +65,7 @@ class RowCheck:
 
     `question` and `answer` read an example or raise DataError; `labels` are the possible answers where they are a
     fixed set; without them, and if `learn_labels`, they are the answers of the training rows. `tell`: whether what
-    is only odd is told.
+    is only odd is told. `image`: the field that holds an image.
     """
 
     question: Callable[[Mapping[str, Any]], tuple[str, ...]]
@@ -74,6 +74,7 @@ class RowCheck:
     learn_labels: bool = False
     label: str = "label"
     tell: bool = True
+    image: str | None = None
     learnt: dict[str, None] = field(default_factory=dict)
 
     def problem(self, split: str, example: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from promptuary.data.augment import AugmentConfig
 from promptuary.data.check import SHOWN, RowCheck, places
+from promptuary.data.images import Picture, picture_of, problems
 from promptuary.data.read import READERS, Example, Table, content, listing, read_table
 from promptuary.data.splits import SPLITS, Protocol, complete, follow_protocol, naming, sample, split_hash
 from promptuary.errors import ConfigError, DataError
@@ -93,6 +94,7 @@ def read_examples(
     on_bad_row: OnBadRow = "error",
     required: Sequence[str] = (),
     question: Callable[[Example], object] | None = None,
+    image: str | None = None,
 ) -> list[Example]:
     """The rows of one file.
 
@@ -101,6 +103,7 @@ def read_examples(
         on_bad_row: "error", or "skip" what is broken.
         required: columns that must be there.
         question: raises DataError for a row that cannot be answered.
+        image: the column with images, or with paths to them from the file's folder.
 
     Raises:
         DataError: as `read_table`; or rows are broken and `on_bad_row` is "error"; or no row is left.
@@ -110,6 +113,7 @@ def read_examples(
     for name in required:
         if columns and name not in columns:
             raise _no_column(table, name, "")
+    table = table if image is None else _with_pictures(table, image)
     rows, bad = {}, dict(table.bad)
     for number, row in table.rows.items():
         try:
@@ -186,6 +190,27 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def _with_pictures(table: Table, name: str) -> Table:
+    """The table with its images in the place of their paths or bytes; rows whose image cannot be read are bad."""
+    rows, bad = dict(table.rows), dict(table.bad)
+    found: dict[int, Picture] = {}
+    for number, row in table.rows.items():
+        if _is_missing(row.get(name)):
+            continue  # said elsewhere
+        try:
+            found[number] = picture_of(row[name], name, table.folder)
+        except DataError as error:
+            bad[number] = str(error)
+            del rows[number]
+    for (number, picture), problem in zip(found.items(), problems(list(found.values())), strict=True):
+        if problem is None:
+            rows[number] = {**rows[number], name: picture}
+        else:
+            bad[number] = problem
+            del rows[number]
+    return replace(table, rows=rows, bad=bad)
+
+
 def _usable(
     split: str, table: Table, required: Sequence[str], config: DataConfig, check: RowCheck | None
 ) -> tuple[Table, list[str]]:
@@ -194,6 +219,7 @@ def _usable(
     for name in required:
         if columns and name not in columns:
             raise _no_column(table, name, "; set data.rename")
+    table = table if check is None or check.image is None else _with_pictures(table, check.image)
     rows, bad, names = {}, dict(table.bad), config.label_names
     for number, row in table.rows.items():
         missing = next((name for name in required if _is_missing(row.get(name))), None)

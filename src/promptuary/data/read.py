@@ -21,12 +21,16 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds: `rows` and what is wrong with `bad` ones, by number, counted from 1 in `unit`s."""
+    """What a file holds: `rows` and what is wrong with `bad` ones, by number, counted from 1 in `unit`s.
+
+    `folder`: where relative paths in it begin.
+    """
 
     name: str
     unit: Literal["line", "row"]
     rows: dict[int, Example]
     bad: dict[int, str]
+    folder: Path | None = None
 
 
 def _text(path: Path) -> str:
@@ -61,7 +65,8 @@ def _table(path: Path, unit: Literal["line", "row"], values: Iterable[tuple[int,
     """Numbered rows; a text in the place of a row says why it could not be read."""
     numbered = list(values)
     rows = {number: value for number, value in numbered if isinstance(value, dict)}
-    return Table(path.name, unit, rows, {number: value for number, value in numbered if isinstance(value, str)})
+    bad = {number: value for number, value in numbered if isinstance(value, str)}
+    return Table(path.name, unit, rows, bad, path.parent)
 
 
 def _object(value: Any) -> Example | str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from promptuary.data.images import Picture
 from promptuary.errors import DataError
 
 T = TypeVar("T")
@@ -178,6 +179,11 @@ def complete(
     return {"train": train, "validation": validation, "test": test or validation}, notes
 
 
+def _plain(value: Any) -> str:
+    """A picture counts by its content, wherever it lies."""
+    return value.digest if isinstance(value, Picture) else str(value)
+
+
 def split_hash(splits: Mapping[str, Iterable[tuple[str, int, Mapping[str, Any]]]]) -> str:
     """16 hex digits over what each split holds, in order.
 
@@ -187,6 +193,6 @@ def split_hash(splits: Mapping[str, Iterable[tuple[str, int, Mapping[str, Any]]]
     digest = hashlib.sha256()
     for name, rows in splits.items():
         for origin, place, content in rows:
-            line = json.dumps([name, origin, place, content], sort_keys=True, ensure_ascii=False, default=str)
+            line = json.dumps([name, origin, place, content], sort_keys=True, ensure_ascii=False, default=_plain)
             digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()[:16]
