@@ -61,6 +61,13 @@ class DataConfig(Settings):
     max_length: int = Field(
         256, ge=1, description="most tokens of a text (DePT: 256); fields are cut, never the prompt, label or mask"
     )
+    views: int = Field(
+        0,
+        ge=0,
+        description="what a frozen model makes of so many random views of each image (1 without data.augment) is "
+        "computed once and kept on disk; as many as epochs gives what 0 gives, which opens every image in each step",
+    )
+    cache: str | None = Field(None, description="folder for that, which runs may share; None: in the run's own folder")
     augment: AugmentConfig = Field(AugmentConfig(), description="how training texts are varied; off by default")
 
     @model_validator(mode="after")

@@ -122,6 +122,10 @@ class Classify(Task):
         self.reading = self.settings.reading
         self.outputs = len(self.labels)
 
+    def spoken_as(self, name: str) -> str:
+        """The words of a class that is not among the labels, as theirs are made."""
+        return self.settings.label_template.replace("{}", spoken(name))
+
     def settled(self) -> TaskConfig:
         """With labels and label words; where a template makes the words, with the labels."""
         if self.settings.label_template != "{}" and not isinstance(self.settings.labels, dict):
