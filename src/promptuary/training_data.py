@@ -150,8 +150,8 @@ class Feed:
             name = method.name if method is not None else baseline.name if baseline is not None else ""
             what = " and ".join({"layers": "rows among the patches", "norms": "layer norms"}[one] for one in changed)
             raise ConfigError(
-                f"data.views keeps what the frozen model makes of an image, but {name} trains {what or 'the model'}, so "
-                "that changes in every step; set data.views: 0"
+                f"data.views keeps what the frozen model makes of an image, but {name} trains {what or 'the model'}, "
+                "so that changes in every step; set data.views: 0"
             )
         if self.run.data.views > 1 and not self.run.data.augment.varies_images:
             raise ConfigError("data.views: several views need data.augment.crop or flip; without them there is one")

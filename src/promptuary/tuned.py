@@ -27,8 +27,8 @@ from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
-from promptuary.tasks.base import Task
 from promptuary.starting import seen
+from promptuary.tasks.base import Task
 from promptuary.types import ANSWER, Batch, Candidates, Losses, Outputs, Prediction, Prompt, View
 
 
@@ -370,13 +370,15 @@ class Tuned(nn.Module):
 
     @torch.no_grad()
     def class_matrix(self) -> Tensor:
-        """The vector of each class, [c, h], on the CPU: an image's unit feature times these, times the scale, scores it.
+        """The vector of each class, [c, h], on the CPU: an image's unit feature times these and the scale scores it.
 
         Raises:
             NotFoldable: the classes' texts depend on the image, or this model has no text tower.
         """
         if "texts" not in self.backbone.abilities or self.task.reading != "words":
-            raise NotFoldable("only a task with label words on a model with a text tower (dual) has a matrix of classes")
+            raise NotFoldable(
+                "only a task with label words on a model with a text tower (dual) has a matrix of classes"
+            )
         if self.method is not None and self.method.depends:
             raise NotFoldable(f"the class texts of {self.method.name} depend on the image: there is no single matrix")
         prompt = Prompt() if self.method is None else self.method.fold()

@@ -58,8 +58,8 @@ class BackboneConfig(Settings):
     )
     pooling: Literal["auto", "mean", "first", "last", "answer", "all"] = Field(
         "auto",
-        description="what a head reads: mean of the text (vision: of the patches), first, last or answer token; all: mean "
-        "of patches and prompt rows, before the last layer norm (vision; MAE); auto is the family's",
+        description="what a head reads: mean of the text (vision: of the patches), first, last or answer token; all: mean of "
+        "patches and prompt rows, before the last layer norm (vision; MAE); auto is the family's",
     )
     image_size: int | None = Field(
         None, ge=1, description="side of an image in pixels, other than the model's own; positions are interpolated"
@@ -553,7 +553,7 @@ class Backbone(abc.ABC):
         raise SiteError(self.lacks("layers"))
 
     def norm_values(self) -> Float[Tensor, "n 2 v"] | None:
-        """Weights and biases of the layer norms in the blocks of a model that sees, float32 on the CPU; None elsewhere."""
+        """Weights and biases of the layer norms in the blocks of a model that sees, float32 on the CPU; else None."""
         return None
 
     def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
