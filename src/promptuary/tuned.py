@@ -70,6 +70,11 @@ class Tuned(nn.Module):
             )
         if baseline is not None and baseline.head_only and (task is None or task.reading != "head"):
             raise ConfigError(f"{baseline.name} trains a head and nothing else; set task.reading: head")
+        if method is not None and backbone.modality not in method.modalities:
+            raise ConfigError(
+                f"method {method.name} is for {' and '.join(sorted(method.modalities))}, and the examples of the "
+                f"{backbone.name} family are {backbone.modality}s; choose another method or model"
+            )
         self.baseline = baseline
         self._asking = None if task is None else Asking(backbone, task, max_length)
         self.backbone, self.method = backbone, method
@@ -449,4 +454,4 @@ class Tuned(nn.Module):
 
     def _hidden_width(self) -> int:
         with torch.no_grad():
-            return int(self.backbone.hidden(self.backbone.probe(), Prompt()).shape[-1])
+            return int(self.backbone.pooled(self.backbone.probe(), Prompt()).shape[-1])

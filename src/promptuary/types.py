@@ -211,7 +211,7 @@ class Batch:
 class Piece:
     """A part of a filled template.
 
-    "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an "image" (a `data.images.Picture`).
+    "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an "image" (a `Picture`).
     """
 
     role: Literal["fixed", "field", "slot", "image"]

@@ -67,7 +67,7 @@ class Seen:
     """What a model that sees runs with.
 
     `rows` [1 or b, l, p, v]: come in behind the first `lead` tokens before the first layer, and take the place of what
-    became of the rows before in front of each later one up to the l-th; `norms` [n, 2, v]: weight and bias of each norm.
+    became of the rows before in front of each later one up to the l-th; `norms` [n, 2, v]: weights and biases.
     """
 
     rows: Float[Tensor, "g l p v"] | None

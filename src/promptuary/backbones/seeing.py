@@ -30,6 +30,7 @@ class Seeing(Backbone):
 
     answer_at = "none"
     reads_words: ClassVar[bool] = False
+    modality: ClassVar[str] = "image"
     sight: Sight
 
     @property
