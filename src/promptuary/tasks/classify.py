@@ -168,6 +168,10 @@ class Classify(Task):
         assert batch.target is not None
         return torch.nn.functional.cross_entropy(scores.float(), batch.target, reduction="sum")
 
+    def spoken_as(self, name: str) -> str:
+        """The name, as words, in the label template."""
+        return self.settings.label_template.replace("{}", spoken(name))
+
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """The best label, and probabilities among the labels."""
         return Prediction(self.labels[best(scores)], dict(zip(self.labels, softmax(scores), strict=True)))
