@@ -94,7 +94,8 @@ class KgCoOp(Method):
             return super().loss(task_loss, outputs)
         assert outputs.texts is not None
         found = outputs.texts[0]
-        away = cosine_distance(found, at_hand(self.references, found, self.name))
+        self.references = at_hand(self.references, found, self.name)
+        away = cosine_distance(found, self.references)
         parts = {"task": float(task_loss.detach()), "knowledge": float(away.detach())}
         return Losses(task_loss + weight * away, parts)
 
