@@ -188,7 +188,7 @@ def _batch(chosen: Sequence[Question]) -> tuple[Batch, dict[Answerer, list[int]]
     rows: dict[Answerer, list[int]] = {}
     for place, one in enumerate(chosen):
         rows.setdefault(one.answerer, []).append(place)
-    return collate(bare, backbone.pad, segments=backbone.uses_segments).to(backbone.device), rows
+    return collate(bare, backbone.pad, segments=backbone.uses_segments, sight=backbone.sight).to(backbone.device), rows
 
 
 # ---- what they are read with -----------------------------------------------------------------------------------------

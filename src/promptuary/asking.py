@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone
 from promptuary.data.collate import Row, pad_candidates
+from promptuary.data.images import picture_of
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Task
 from promptuary.types import Candidates
 
 T = TypeVar("T")
+
+_STORED = {"bytes", "path"}
+"""What an image is kept in where `datasets` does not decode it."""
 
 
 class Asking:
@@ -68,17 +73,21 @@ class Asking:
     def mapping(self, example: Any) -> Mapping[str, Any]:
         """An example as a mapping of fields; a plain text stands for the only field.
 
+        Where the only field is an image, a path, the bytes of a file or an image in memory stands for it.
+
         Raises:
-            DataError: neither a mapping nor a text, or a text where there are several fields.
+            DataError: neither a mapping nor a text or an image, or a single one where there are several fields.
         """
-        if isinstance(example, Mapping):
+        image = self.task.config.image
+        if isinstance(example, Mapping) and not (image is not None and example.keys() == _STORED):
             return example
-        if not isinstance(example, str):
+        if image is None and not isinstance(example, str):
             raise DataError(f"expected a text or a mapping of fields, got {type(example).__name__}")
         fields = self.task.asked(self.task.config)
         if len(fields) != 1:
-            raise DataError(f"expected a mapping of the fields {', '.join(fields)}, got a text")
-        return {fields[0]: example}
+            got = "a text" if isinstance(example, str) else f"one {type(example).__name__}"
+            raise DataError(f"expected a mapping of the fields {', '.join(fields)}, got {got}")
+        return {fields[0]: example if image is None else picture_of(example)}
 
     def mappings(self, examples: Any) -> list[Mapping[str, Any]]:
         """Examples as mappings of fields.
@@ -86,7 +95,8 @@ class Asking:
         Raises:
             DataError: no list, or names the example (from 1) that is wrong.
         """
-        if isinstance(examples, str | bytes | Mapping | Tensor) or not isinstance(examples, Iterable):
+        one_image = isinstance(examples, np.ndarray) and examples.ndim < 4
+        if isinstance(examples, str | bytes | Mapping | Tensor) or one_image or not isinstance(examples, Iterable):
             kind = type(examples).__name__
             raise DataError(f"expected a list of texts or of mappings of fields, got {kind}; put it into a list")
         return [named(f"example {number}", self.mapping, one) for number, one in enumerate(examples, start=1)]

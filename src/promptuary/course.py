@@ -58,7 +58,7 @@ class Course:
             self.folders = (place,)
             self.taught = method = build_method(run.method, shape_of(backbone, self.task))
             self.learner = Tuned(backbone, self.task, method, max_length=length)
-            self.learner.initialise(generator, *load_start(method.config, backbone))
+            self.learner.initialise(generator, *load_start(method.config, backbone), examples=self.splits.train)
         self.feed = Feed(run, self.splits, self.learner)
 
     @property

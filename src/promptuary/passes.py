@@ -57,26 +57,34 @@ def _said(batch: Batch, shares: Sequence[Share], prompts: Prompts, parts: Sequen
     reads = frozenset[str]().union(*(tuned.reads for tuned, _ in shares))
     candidates = batch.candidates if batch.candidates is not None else first.asking.words
     scores = costs = pooled = answer = None
-    if "answer" in reads:
+    matched = "texts" in backbone.abilities and reading == "words"
+    if "answer" in reads or matched:
         answer = backbone.answer(batch, prompts).float()
     if reading == "text":
         costs = backbone.answer_losses(batch, prompts)
     elif reading == "head":
         pooled = backbone.pooled(batch, prompts).float()
-    elif "scores" in reads:
+    elif "scores" in reads and not matched:
         if candidates is None:
             raise ConfigError(f"task {first.task.name} has no answers to score")
         scores = backbone.score(batch, prompts, candidates)
     found = []
-    for (tuned, rows), (part, view) in zip(shares, parts, strict=True):
+    for number, ((tuned, rows), (part, view)) in enumerate(zip(shares, parts, strict=True)):
         own = _own(rows, len(batch), batch.input_ids.device)
-        mine = own(pooled)
+        mine, seen, texts = own(pooled), own(answer), None
+        graded = own(scores) if mine is None or tuned.head is None else tuned.head(mine)
+        if matched and seen is not None:
+            prompt = prompts if isinstance(prompts, Prompt) else prompts[number]
+            if prompt.by_row and len(seen) < len(batch):
+                prompt = repeat_kv(prompt, torch.tensor(rows, device=batch.input_ids.device))
+            graded, texts = tuned.match(seen, prompt)
         found.append(
             Outputs(
                 view,
-                scores=own(scores) if mine is None or tuned.head is None else tuned.head(mine),
+                scores=graded,
                 costs=own(costs),
-                answer=own(answer),
+                answer=seen,
+                texts=texts,
                 words=functools.partial(_words, tuned, part),
                 target=part.target,
             )
@@ -122,8 +130,6 @@ def _own(rows: Sequence[int], size: int, device: torch.device) -> Callable[[Tens
 
 def _spread(prompt: Prompt, at: Tensor, size: int) -> Prompt:
     """A prompt of some rows of a batch; if it depends on the text, with a place for each row of the batch."""
-    if all(len(part) == 1 for part in (prompt.rows, prompt.kv) if part is not None):
-        return prompt
     place = torch.zeros(size, dtype=torch.long, device=at.device)
     return repeat_kv(prompt, place.index_copy(0, at, torch.arange(len(at), device=at.device)))
 

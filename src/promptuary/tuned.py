@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
 from promptuary.baselines.base import Baseline
-from promptuary.data.collate import Row, collate
-from promptuary.errors import ConfigError
+from promptuary.data.collate import Row, collate, pad_candidates
+from promptuary.errors import ConfigError, NotFoldable
 from promptuary.files import digest_of
 from promptuary.methods.base import Group, Method
 from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
+from promptuary.starting import seen
 from promptuary.tasks.base import Task
-from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
+from promptuary.types import ANSWER, Batch, Candidates, Losses, Outputs, Prediction, Prompt, View
 
 
 class Tuned(nn.Module):
@@ -68,6 +70,11 @@ class Tuned(nn.Module):
             )
         if baseline is not None and baseline.head_only and (task is None or task.reading != "head"):
             raise ConfigError(f"{baseline.name} trains a head and nothing else; set task.reading: head")
+        if method is not None and backbone.modality not in method.modalities:
+            raise ConfigError(
+                f"method {method.name} is for {' and '.join(sorted(method.modalities))}, and the examples of the "
+                f"{backbone.name} family are {backbone.modality}s; choose another method or model"
+            )
         self.baseline = baseline
         self._asking = None if task is None else Asking(backbone, task, max_length)
         self.backbone, self.method = backbone, method
@@ -135,7 +142,11 @@ class Tuned(nn.Module):
         return () if self.method is None else tuple((p.data_ptr(), p._version) for p in self.method.parameters())
 
     def initialise(
-        self, generator: torch.Generator, saved: Tensor | None = None, sources: Sequence[Saved] = ()
+        self,
+        generator: torch.Generator,
+        saved: Tensor | None = None,
+        sources: Sequence[Saved] = (),
+        examples: Sequence[Mapping[str, Any]] = (),
     ) -> Tuned:
         """First values of the prompt and of the head.
 
@@ -143,6 +154,7 @@ class Tuned(nn.Module):
             generator: all that is drawn.
             saved: rows of an earlier prompt, for `method.init: saved`.
             sources: the earlier prompts that the method's settings name.
+            examples: for training, which a method may look at, without their answers.
 
         Raises:
             SiteError: the method reads answers as this model, or with these label words, cannot.
@@ -153,7 +165,7 @@ class Tuned(nn.Module):
         if self.baseline is not None:
             self.baseline.install(self.backbone.thaw(), generator)
         if self.method is not None:
-            source = self._starting(generator, saved, sources)
+            source = self._starting(generator, saved, sources, examples)
             self.method.cpu().initialise(source).to(self.backbone.device)
         self.train(self.training)
         if self.method is not None and self.method.own_scores and self._asking is not None and self._asking.words:
@@ -167,14 +179,21 @@ class Tuned(nn.Module):
         """Before the first step of a later stage: the method may fill tensors anew, and say something of it."""
         told: Mapping[str, float] = {}
         if self.method is not None:
-            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources))
+            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources, ()))
             self.method.to(self.backbone.device)
         self.train(self.training)
         return told
 
-    def _starting(self, generator: torch.Generator, saved: Tensor | None, sources: Sequence[Saved]) -> Starting:
+    def _starting(
+        self,
+        generator: torch.Generator,
+        saved: Tensor | None,
+        sources: Sequence[Saved],
+        examples: Sequence[Mapping[str, Any]],
+    ) -> Starting:
         labels = () if self._asking is None else self._asking.word_ids
-        return Starting(self.backbone.vocabulary, generator, saved, labels, sources)
+        source = Starting(self.backbone.vocabulary, generator, saved, labels, sources)
+        return source if self.backbone.reads_words else seen(source, self.backbone, self._asking, examples)
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 
@@ -185,7 +204,11 @@ class Tuned(nn.Module):
             groups += [replace(g, name=f"baseline.{g.name}") for g in self.baseline.trained()]
         if self.head is not None:
             rate = self.task.config.head_lr
-            groups += [Group(f"head.{name}", value, rate, 0.0) for name, value in self.head.named_parameters()]
+            decay = self.task.config.head_weight_decay
+            groups += [
+                Group(f"head.{name}", value, rate, decay if value.dim() > 1 else 0.0)
+                for name, value in self.head.named_parameters()
+            ]
         return groups
 
     def state(self) -> dict[str, Tensor]:
@@ -243,7 +266,9 @@ class Tuned(nn.Module):
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows as one padded batch on the backbone's device."""
-        return collate(rows, self.backbone.pad, segments=self.backbone.uses_segments).to(self.backbone.device)
+        backbone = self.backbone
+        found = collate(rows, backbone.pad, segments=backbone.uses_segments, sight=backbone.sight)
+        return found.to(backbone.device)
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
@@ -317,6 +342,55 @@ class Tuned(nn.Module):
         with torch.autocast(self.backbone.device.type, enabled=False):
             return self.method.scores(outputs)
 
+    @cached_property
+    def _class_words(self) -> Candidates:
+        """The task's words, and behind them those that the method sees in training."""
+        more = () if self.method is None else self.method.more_words
+        spoken = [self.backbone.answer_ids(self.task.spoken_as(word)) for word in more]
+        return pad_candidates([*self.asking.word_ids, *spoken]).to(self.backbone.device)
+
+    def match(self, answer: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Images against classes, on a backbone with a text tower.
+
+        Args:
+            answer: features of images, [b, h].
+            prompt: of these images.
+
+        Returns:
+            Scores [b, c], and the text features [s, k, h] that they come from; in training those of the method's own
+            words stand behind those of the task's.
+        """
+        count = len(self.asking.word_ids)
+        words = self._class_words
+        if not self.training or words.ids.shape[0] == count:
+            words = Candidates(words.ids[:count], words.mask[:count])
+        texts = self.backbone.texts(prompt, words).float()
+        return self.backbone.match(answer, self._vectors(texts[:, :count], prompt)), texts
+
+    def _vectors(self, texts: Tensor, prompt: Prompt) -> Tensor:
+        """What each class is compared by: [1, c, h], or [b, c, h] where each image has its own."""
+        with torch.autocast(self.backbone.device.type, enabled=False):
+            vectors = nn.functional.normalize(texts, dim=-1) if self.method is None else self.method.classes(texts)
+        return vectors if prompt.by_row else vectors.mean(0, keepdim=True)
+
+    @torch.no_grad()
+    def class_matrix(self) -> Tensor:
+        """The vector of each class, [c, h], on the CPU: an image's unit feature times these and the scale scores it.
+
+        Raises:
+            NotFoldable: the classes' texts depend on the image, or this model has no text tower.
+        """
+        if "texts" not in self.backbone.abilities or self.task.reading != "words":
+            raise NotFoldable(
+                "only a task with label words on a model with a text tower (dual) has a matrix of classes"
+            )
+        if self.method is not None and self.method.depends:
+            raise NotFoldable(f"the class texts of {self.method.name} depend on the image: there is no single matrix")
+        prompt = Prompt() if self.method is None else self.method.fold()
+        count = len(self.asking.word_ids)
+        words = Candidates(self._class_words.ids[:count], self._class_words.mask[:count])
+        return self._vectors(self.backbone.texts(prompt, words).float(), prompt)[0].cpu()
+
     def weight(self, batch: Batch) -> int:
         """What the mean loss of a batch is taken over: examples, or tokens of the answers."""
         if self.task.reading == "text" and batch.target_ids is not None:
@@ -380,4 +454,4 @@ class Tuned(nn.Module):
 
     def _hidden_width(self) -> int:
         with torch.no_grad():
-            return int(self.backbone.hidden(self.backbone.probe(), Prompt()).shape[-1])
+            return int(self.backbone.pooled(self.backbone.probe(), Prompt()).shape[-1])

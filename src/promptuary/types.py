@@ -71,10 +71,11 @@ class Prompt:
     `layers` [1, l, p, v] or [b, ...]: rows among the patches of an image, in the first l layers of the model that sees.
     Before the first layer they come in between special tokens and patches, without a position; before each later one
     they take the place of what became of the rows before, and behind the l-th they stay.
-    `context` [g, c, l, m, d]: rows in the text of each class, where a text tower reads them; g sets of them, or one for
-    each row of the batch; c classes, or 1 for all; l layers as above. `placement` says where among the words: "front" of
+    `context` [s, c, l, m, d]: rows in the text of each class, where a text tower reads them; s sets of them; c classes,
+    or 1 for all; l layers as above. `placement` says where among the words: "front" of
     them, at the "end", or some before and some behind ("before_answer" and "after_answer" with their numbers).
-    `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, in the place of its own.
+    `by_row`: the sets are one for each row of the batch; without it the class vectors of several sets are averaged.
+    `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, instead of its own.
     """
 
     rows: Float[Tensor, "g p d"] | None = None
@@ -84,10 +85,13 @@ class Prompt:
     layers: Float[Tensor, "g l p v"] | None = None
     context: Float[Tensor, "s c l m d"] | None = None
     norms: Float[Tensor, "n 2 v"] | None = None
+    by_row: bool = False
 
     @property
     def length(self) -> int:
-        """How many rows stand among the text."""
+        """How many rows stand among the text, or the patches."""
+        if self.layers is not None:
+            return int(self.layers.shape[2])
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property
@@ -205,8 +209,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a filled template: "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an
-    "image" (a `data.images.Picture`)."""
+    """A part of a filled template.
+
+    "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an "image" (a `Picture`).
+    """
 
     role: Literal["fixed", "field", "slot", "image"]
     value: Any
@@ -218,8 +224,8 @@ class Encoded:
 
     `segments`: 0 before the first separator, 1 after it; `slots`: named place -> column;
     `cut`: how many tokens of the fields were left out to make it fit.
-    `image`: what the example shows, a `data.images.Picture`; `features`: what the frozen model makes of it, where that is
-    known already.
+    `image`: what the example shows, a `data.images.Picture`; `features`: what the frozen model makes of it, where
+    that is known.
     """
 
     ids: list[int]
@@ -316,8 +322,8 @@ class Shape:
 
     `width` of the token embeddings and of the `hidden` states behind the model; for keys and values the `layers` that
     have them, their `heads` and `head` width; `vocabulary`: ids of tokens; `classes` that the task tells apart, 0 where
-    it has none. Of a model that sees: `visual` width of its patch tokens, `depth` its layers, `patch` the side of a patch
-    in pixels, `norms` the layer norms in its blocks.
+    it has none. Of a model that sees: `visual` width of its patch tokens, `depth` its layers, `patch` the side of a
+    patch in pixels, `norms` the layer norms in its blocks.
     """
 
     width: int

@@ -272,7 +272,7 @@ WRONG: list[tuple[Input, str]] = [
     (train("data.source=./no/data.csv"), "there is no file no/data.csv (nor the folder no); check data.source"),
     (
         train("data.source=ROOT/run.yaml"),
-        'run.yaml: unknown file ending ".yaml"; expected one of .jsonl, .json, .csv, .tsv, .parquet',
+        'run.yaml: unknown file ending ".yaml"; expected one of .jsonl, .json, .csv, .tsv, .parquet, .txt',
     ),
     (train("data.source=''"), "data.source: expected text that is not empty, got ''"),
     (

@@ -30,13 +30,13 @@ from promptuary.backbones.place import Placed, Side, place
 from promptuary.backbones.recompute import layers, recomputing
 from promptuary.backbones.tail import Tail
 from promptuary.backbones.text import AnswerAt, TextCoder
-from promptuary.backbones.vocabulary import TableVocabulary
+from promptuary.backbones.vocabulary import TableVocabulary, Vocabulary
 from promptuary.errors import ConfigError, FingerprintError, SiteError, require
 from promptuary.settings import Settings
-from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape
+from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape, Sight
 
 Prompts = Prompt | Sequence[Prompt]
-Family = Literal["auto", "causal", "seq2seq", "masked", "encoder"]
+Family = Literal["auto", "causal", "seq2seq", "masked", "encoder", "vision", "dual"]
 
 
 class BackboneConfig(Settings):
@@ -45,7 +45,9 @@ class BackboneConfig(Settings):
     model: str = Field(
         min_length=1, description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights"
     )
-    family: str = Field("auto", description="causal, seq2seq, masked or encoder; auto reads the model's config")
+    family: str = Field(
+        "auto", description="causal, seq2seq, masked, encoder, vision or dual; auto reads the model's config"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="how the frozen weights are held; the prompt stays in float32"
@@ -54,8 +56,13 @@ class BackboneConfig(Settings):
     quantization: Literal["4bit", "8bit"] | None = Field(
         None, description="load with bitsandbytes (NF4 or int8); models that are stored quantised need nothing here"
     )
-    pooling: Literal["auto", "mean", "first", "last", "answer"] = Field(
-        "auto", description="what a head reads: mean of the text, first, last or answer token; auto is the family's"
+    pooling: Literal["auto", "mean", "first", "last", "answer", "all"] = Field(
+        "auto",
+        description="what a head reads: mean of the text (vision: of the patches), first, last or answer token; all: "
+        "mean of patches and prompt rows, before the last layer norm (vision; MAE); auto is the family's",
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="side of an image in pixels, other than the model's own; positions are interpolated"
     )
     temperature: float = Field(
         0.05, gt=0, description="of the cosine to class prototypes (encoder); sentence-transformers uses a scale of 20"
@@ -84,6 +91,9 @@ class Backbone(abc.ABC):
         answer_at: where an answer goes: at a "mask", at the "end" of the text, as a separate "target", or "none".
         abilities: "words" (score label words), "pool" (one vector per example), "generate".
         pooling: what a head reads by default.
+        reads_words: whether its input is a sequence of tokens.
+        modality: what an example is: a "text" or an "image".
+        sight: how it wants images, of a model that sees.
         differentiable: whether gradients reach a prompt; a model that only scores has none.
     """
 
@@ -95,52 +105,82 @@ class Backbone(abc.ABC):
     sites: ClassVar[frozenset[str]] = frozenset({"input", "offset"})
     words_at_head: bool = True
     differentiable: bool = True
+    reads_words: ClassVar[bool] = True
+    modality: ClassVar[str] = "text"
+    sight: Sight | None = None
+    tokenizer: Any
+    pad: int
+    vocabulary: Vocabulary
+    prefix: Sequence[int]
+    suffix: Sequence[int]
 
-    def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig) -> None:
+    def __init__(self, model: Any, reader: Any, config: BackboneConfig) -> None:
         """Freeze and wire a loaded model.
 
         Args:
             model: a transformers model with input embeddings.
-            tokenizer: its fast tokenizer.
+            reader: what prepares its input: a fast tokenizer; of a model that sees, its processor.
             config: how it was loaded; `config.model` is the name that prompts will remember.
 
         Raises:
             SiteError: the model has no place for a prompt, or the tokenizer is not a fast one.
         """
-        if not tokenizer.is_fast:
-            raise SiteError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json"
-            )
-        if model.config.to_dict().get("vocab_size_per_layer_input"):
-            raise SiteError(
-                f"{type(model).__name__} has a second per-token table, where prompts are not proved to work"
-            )
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        # without a token of its own, padding is the end token, as in transformers: never an ordinary token
-        fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad = next(int(token) for token in fillers if token is not None)
-        # what the model itself takes for padding; settings of transformers are dear to read, and this is in every step
-        own = model.config.to_dict().get("pad_token_id")
-        self.filler = self.pad if own is None else int(own)
-        self.text = TextCoder(tokenizer, self.answer_at)
-        self.prefix, self.suffix = self.text.prefix, self.text.suffix
+        self.model, self.config = model, config
+        self.read_with(reader)
         # everything that can be refused is refused before the model is touched
         self.check_model()
-        self.table = model.get_input_embeddings()
-        self.vocabulary = TableVocabulary(self.table, tokenizer, self.keys_values)
+        self.table = self.input_table()
         # a head for sequences, tokens or spans is the host's own and may be trained: it does not make another base
-        headed = model.get_output_embeddings() is None and model.base_model is not model
+        headed = self.reads_words and model.get_output_embeddings() is None and model.base_model is not model
         self._identity = load.fingerprint(model.base_model if headed else model, self.table.weight)
-        self.wiring, self.released = hold(model, self.pad), False
+        self.wiring, self.released = hold(model, self.pad, words=self.reads_words), False
         self.frozen = True
         if self.wiring.held == 1:
             model.requires_grad_(False)
             model.train(False)
+        self.shape = self.find_shape()
+
+    def read_with(self, tokenizer: Any) -> None:
+        """Take the tokenizer.
+
+        Raises:
+            SiteError: it is not a fast one.
+        """
+        if not tokenizer.is_fast:
+            raise SiteError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json"
+            )
+        self.tokenizer = tokenizer
+        # without a token of its own, padding is the end token, as in transformers: never an ordinary token
+        fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad = next(int(token) for token in fillers if token is not None)
+        # what the model itself takes for padding; settings of transformers are dear to read, and this is in every step
+        own = self.model.config.to_dict().get("pad_token_id")
+        self.filler = self.pad if own is None else int(own)
+        self.text = TextCoder(tokenizer, self.answer_at)
+        self.prefix, self.suffix = self.text.prefix, self.text.suffix
+
+    def input_table(self) -> Any:
+        """The module whose weight tells bases apart best: that of the input embedding.
+
+        Raises:
+            SiteError: tokens have another one besides.
+        """
+        if self.model.config.to_dict().get("vocab_size_per_layer_input"):
+            raise SiteError(
+                f"{type(self.model).__name__} has a second per-token table, where prompts are not proved to work"
+            )
+        table = self.model.get_input_embeddings()
+        self.vocabulary = TableVocabulary(table, self.tokenizer, self.keys_values)
+        return table
+
+    def find_shape(self) -> Shape:
+        """The widths that a method is built from."""
         width = int(self.vocabulary.embed(torch.tensor([0])).shape[1])
         facts = self._facts()
         # OPT may end in the width of its embeddings
         hidden = facts.get("word_embed_proj_dim") or facts.get("hidden_size") or width
-        self.shape = Shape(width, *self.key_value_shape(), hidden=hidden, vocabulary=self.wiring.vocabulary)
+        return Shape(width, *self.key_value_shape(), hidden=hidden, vocabulary=self.wiring.vocabulary)
 
     def _facts(self) -> dict[str, Any]:
         """The model's config, with what goes by another name there also under the usual one."""
@@ -255,8 +295,12 @@ class Backbone(abc.ABC):
         return {
             "architecture": f"{config.model_type} {self.name} {self.shape.width} {self.wiring.vocabulary}",
             **self._identity,
-            "tokenizer": load.tokenizer_hash(self.tokenizer),
+            "tokenizer": self.reader_hash(),
         }
+
+    def reader_hash(self) -> str:
+        """A hash of what prepares the input."""
+        return load.tokenizer_hash(self.tokenizer)
 
     def check_identity(self, expected: dict[str, str], trained_on: str) -> None:
         """Compare with the identity that a prompt was trained on.
@@ -485,6 +529,34 @@ class Backbone(abc.ABC):
     def score_phrases(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
         """Scores of answers of several tokens."""
         raise SiteError(f"the {self.name} family does not score words; use task.reading: head")
+
+    def texts(self, prompt: Prompt, candidates: Candidates) -> Float[Tensor, "s c h"]:
+        """What a text tower says of each class under the contexts of a prompt, not normalised.
+
+        Raises:
+            SiteError: this family has no text tower.
+        """
+        raise SiteError(self.lacks("context"))
+
+    def match(self, answer: Float[Tensor, "b h"], vectors: Float[Tensor, "s c h"]) -> Float[Tensor, "b c"]:
+        """Scores of images against class vectors, one matrix of them for all images or one for each.
+
+        Raises:
+            SiteError: this family has no text tower.
+        """
+        raise SiteError(self.lacks("context"))
+
+    def tokens(self, batch: Batch, *, position: bool) -> list[Float[Tensor, "b n v"]]:
+        """The patch tokens that enter each layer.
+
+        Raises:
+            SiteError: this family sees nothing.
+        """
+        raise SiteError(self.lacks("layers"))
+
+    def norm_values(self) -> Float[Tensor, "n 2 v"] | None:
+        """Weights and biases of the layer norms in the blocks of a model that sees, float32 on the CPU; else None."""
+        return None
 
     def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:
         """Negative log-probability of `batch.target_ids` of each row; the head runs on their positions only."""

@@ -216,8 +216,9 @@ def keys_values(cache: Any, layers: int) -> Float[Tensor, "1 l 2 k p e"]:
 
 def repeat_kv(prompt: Prompt, rows: Int[Tensor, " n"]) -> Prompt:
     """A prompt whose parts for single examples are repeated with their examples."""
-    rows_of = prompt.rows if prompt.rows is None or len(prompt.rows) == 1 else prompt.rows[rows]
-    kv_of = prompt.kv if prompt.kv is None or len(prompt.kv) == 1 else prompt.kv[rows]
-    if rows_of is prompt.rows and kv_of is prompt.kv:
-        return prompt  # itself, so that what is kept for it is found
-    return replace(prompt, rows=rows_of, kv=kv_of)
+    parts = {name: getattr(prompt, name) for name in ("rows", "kv", "layers")}
+    if prompt.by_row:
+        parts["context"] = prompt.context
+    own = {name: value[rows] for name, value in parts.items() if value is not None and len(value) > 1}
+    # itself where there are none, so that what is kept for it is found
+    return replace(prompt, **own) if own else prompt

@@ -36,12 +36,12 @@ class Attachment(Protocol):
 _MINE: ContextVar[dict[int, Attachment]] = ContextVar("promptuary_attached", default={})  # noqa: B039 (never mutated)
 
 
-def hold(model: Any, pad: int) -> Wiring:
-    """The wiring of a model, made if it is the first use; `let_go` counts back."""
+def hold(model: Any, pad: int, *, words: bool = True) -> Wiring:
+    """The wiring of a model, made if it is the first use; `let_go` counts back. `words`: see `Wiring`."""
     with _LOCK:
         wiring = Wiring.on(model)
         if wiring is None:
-            wiring = Wiring(model)
+            wiring = Wiring(model, words=words)
             wiring.shadow(model, "forward", functools.partial(_dispatch, wiring, "forward"))
             if model.can_generate():
                 wiring.shadow(model, "generate", functools.partial(_dispatch, wiring, "generate"))

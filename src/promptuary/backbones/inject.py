@@ -1,4 +1,4 @@
-"""How prompts get in: virtual token ids, and a head that computes only what is read.
+"""How prompts get in: virtual token ids, rows among the patches of an image, a head that computes only what is read.
 
 Knows no method, no family and no tokenizer. With `attach.py` and `processors.py`, which use its `Wiring`, the only file
 that changes how a module runs.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,16 +63,30 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a model that sees runs with.
+
+    `rows` [1 or b, l, p, v]: come in behind the first `lead` tokens before the first layer, and take the place of what
+    became of the rows before in front of each later one up to the l-th; `norms` [n, 2, v]: weights and biases.
+    """
+
+    rows: Float[Tensor, "g l p v"] | None
+    lead: int
+    norms: Float[Tensor, "n 2 v"] | None = None
+
+
+@dataclass(frozen=True)
 class Active:
     """What a model runs with: a bank, what its head reads, the mask of the placed input [b, q] while it writes, a cut.
 
-    Nothing of it outlives the pass.
+    Or what it sees with. Nothing of it outlives the pass.
     """
 
     bank: Bank | None
     read: Read | None = None
     mask: Int[Tensor, "b q"] | None = None
     cut: Cut | None = None
+    seen: Seen | None = None
 
 
 _ACTIVE: ContextVar[Mapping[int, Active]] = ContextVar("promptuary_active", default={})  # noqa: B039 (never mutated)
@@ -86,17 +100,28 @@ class Wiring:
     Everybody who puts prompts on a model shares its one wiring; `held` counts them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, words: bool = True) -> None:
         """Shadow every embedding module that shares the input table, and the output head where there is one.
+
+        Args:
+            model: of transformers.
+            words: whether prompts are to stand among tokens; if not, no embedding and no head is shadowed.
 
         Raises:
             SiteError: the model names no input embedding.
         """
         self.model = model
-        self.held = 0
+        self.held = self.vocabulary = 0
         self.attached: list[Any] = []
         self._later, self._lock = set[tuple[nn.Module, str]](), threading.Lock()
         self._shadowed: list[tuple[Any, str, Any]] = []
+        self._trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._training = {module: module.training for module in model.modules()}
+        if words:
+            self._shadow_words(model)
+        model.__dict__[_NAME] = self
+
+    def _shadow_words(self, model: Any) -> None:
         table: Any = model.get_input_embeddings()
         if not isinstance(table, nn.Module):
             raise SiteError(f"{type(model).__name__} has no input embedding that takes token ids")
@@ -109,9 +134,6 @@ class Wiring:
         head = model.get_output_embeddings()
         if head is not None:
             self.shadow(head, "forward", functools.partial(self._narrow, head))
-        self._trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._training = {module: module.training for module in model.modules()}
-        model.__dict__[_NAME] = self
 
     @staticmethod
     def on(model: Any) -> Wiring | None:
@@ -148,6 +170,23 @@ class Wiring:
         """Make a module between embedding and head heed a `Cut`."""
         self.shadow_once(body, "forward", functools.partial(self._cut, body))
 
+    def sees(
+        self, layers: Sequence[nn.Module], norms: Sequence[nn.LayerNorm], biases: Sequence[nn.Module] = ()
+    ) -> None:
+        """Make the layers of a model that sees, and the norms in them, heed `Seen`; once, however often it is asked.
+
+        Args:
+            layers: in their order; each takes states [b, n, v] and a mask, and gives states.
+            norms: in their order.
+            biases: modules that answer what attention adds for pairs of tokens, [1, k, n, n].
+        """
+        for number, layer in enumerate(layers):
+            self.shadow_once(layer, "forward", functools.partial(self._among, number))
+        for number, norm in enumerate(norms):
+            self.shadow_once(norm, "forward", functools.partial(self._normed, norm, number))
+        for bias in biases:
+            self.shadow_once(bias, "forward", self._widened)
+
     # ---- what is active ---------------------------------------------------------------------------------------------
 
     @property
@@ -163,9 +202,10 @@ class Wiring:
         mask: Int[Tensor, "b q"] | None = None,
         *,
         cut: Cut | None = None,
+        seen: Seen | None = None,
     ) -> Iterator[None]:
         """Within the block the model answers the ids of `bank` and computes only `read`, in this thread only."""
-        token = _ACTIVE.set({**_ACTIVE.get(), id(self): Active(bank, read, mask, cut)})
+        token = _ACTIVE.set({**_ACTIVE.get(), id(self): Active(bank, read, mask, cut, seen)})
         try:
             yield
         finally:
@@ -195,6 +235,53 @@ class Wiring:
             if bank.offsets is not None:
                 exact = exact + nn.functional.embedding(code, bank.offsets)
             return exact.to(embedded.dtype)
+
+        return forward
+
+    @property
+    def _seen(self) -> Seen | None:
+        active = self.now
+        return None if active is None else active.seen
+
+    def _among(self, number: int, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer before which rows come in among the states, or take the place of earlier ones."""
+
+        @functools.wraps(run)
+        def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            seen = self._seen
+            if seen is None or seen.rows is None:
+                return run(hidden_states, attention_mask, *args, **kwargs)
+            depth, size = seen.rows.shape[1:3]
+            if number < depth:
+                rows = seen.rows[:, number].to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+                behind = hidden_states[:, seen.lead + (size if number else 0) :]
+                hidden_states = torch.cat([hidden_states[:, : seen.lead], rows, behind], dim=1)
+            if attention_mask is not None and attention_mask.shape[-1] < hidden_states.shape[1]:
+                attention_mask = _wider(attention_mask, seen.lead, size)
+            return run(hidden_states, attention_mask, *args, **kwargs)
+
+        return forward
+
+    def _normed(self, norm: nn.LayerNorm, number: int, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A layer norm with another weight and bias."""
+
+        @functools.wraps(run)
+        def forward(states: Tensor) -> Tensor:
+            seen = self._seen
+            if seen is None or seen.norms is None:
+                return run(states)
+            weight, bias = seen.norms[number].to(states.dtype)
+            return nn.functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
+
+        return forward
+
+    def _widened(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A bias of attention that says nothing of pairs with a row of a prompt."""
+
+        @functools.wraps(run)
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            seen, found = self._seen, run(*args, **kwargs)
+            return found if seen is None or seen.rows is None else _wider(found, seen.lead, seen.rows.shape[2])
 
         return forward
 
@@ -233,3 +320,31 @@ class Wiring:
             return run(chosen, *args, **kwargs)[..., words]
 
         return forward
+
+
+@contextmanager
+def noting(parts: Sequence[nn.Module], found: list[Tensor]) -> Iterator[None]:
+    """Within the block, what enters each of these modules first is put into `found`, in the order of their calls."""
+    handles = [part.register_forward_pre_hook(functools.partial(_note, found), with_kwargs=True) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(found: list[Tensor], part: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    found.append(given[0] if given else next(iter(named.values())))
+
+
+def _wider(mask: Tensor, lead: int, more: int) -> Tensor:
+    """What attention adds for pairs of tokens, with nothing for `more` tokens behind the first `lead`."""
+    for axis in (-1, -2):
+        if mask.shape[axis] > 1:
+            rest = mask.shape[axis] - lead
+            before, behind = mask.split([lead, rest], dim=axis)
+            size = list(mask.shape)
+            size[axis] = more
+            nothing = mask.new_ones(size) if mask.dtype == torch.bool else mask.new_zeros(size)
+            mask = torch.cat([before, nothing, behind], dim=axis)
+    return mask

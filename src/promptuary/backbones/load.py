@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 
@@ -191,6 +192,29 @@ def keep_gradients(model: nn.Module) -> None:
                 module.support_avx512bf16_for_cpu = False
 
 
+def image_settings(source: Source, revision: str | None) -> dict[str, Any]:
+    """What a model's `preprocessor_config.json` says of how its images are prepared.
+
+    Raises:
+        ConfigError: there is none, or it is no JSON object.
+    """
+    name = "preprocessor_config.json"
+    try:
+        file = transformers.utils.cached_file(source.path, name, revision=revision)
+        values = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f'backbone.model: cannot read how "{source.name}" wants its images: {reason}; put its {name} beside the '
+            "weights"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f'backbone.model: {name} of "{source.name}" should be an object')
+    # newer processors keep the settings of the image side in a part of their own
+    own = values.get("image_processor")
+    return own if isinstance(own, dict) else values
+
+
 def check_tokenizer(tokenizer: Any, source: Source) -> None:
     """Refuse the empty tokenizer that transformers makes up for a model without tokenizer files.
 
@@ -224,6 +248,9 @@ def guess_family(name: str, revision: str | None = None) -> str:
     options = {"revision": revision} if revision is not None else {}
     config = from_pretrained(transformers.AutoConfig, source, "config", **options)
     classes = config.architectures or []
+    seen = _sees(config.model_type)
+    if seen is not None:
+        return seen
     if not classes and source.gguf is not None:
         # a .gguf file names no class, only the kind of model
         writers = {
@@ -244,8 +271,17 @@ def guess_family(name: str, revision: str | None = None) -> str:
             return family
     raise ConfigError(
         f'backbone.family: cannot tell what "{name}" is from its config (architectures: {classes}); '
-        "set it to causal, seq2seq, masked or encoder"
+        "set it to causal, seq2seq, masked, encoder, vision or dual"
     )
+
+
+def _sees(kind: str) -> str | None:
+    """The family of a model that sees, by the type of its config; None for one that does not."""
+    from transformers.models.auto import modeling_auto
+
+    if kind in ("vision-text-dual-encoder", "clip", "siglip", "siglip2", "chinese_clip"):
+        return "dual"
+    return "vision" if kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or kind == "vit_mae" else None
 
 
 def family_of(model: Any) -> str:
@@ -257,6 +293,9 @@ def family_of(model: Any) -> str:
     from transformers.models.auto import modeling_auto
 
     kind, name = model.config.model_type, type(model).__name__
+    seen = _sees(kind)
+    if seen is not None:
+        return seen
     if name.endswith(("ForMaskedLM", "ForPreTraining")):
         return "masked"
     if model.config.is_encoder_decoder:
@@ -268,4 +307,6 @@ def family_of(model: Any) -> str:
         return "encoder"
     if writes:
         return "causal"
-    raise ConfigError(f"cannot tell the family of {name}; pass family= causal, seq2seq, masked or encoder")
+    raise ConfigError(
+        f"cannot tell the family of {name}; pass family= causal, seq2seq, masked, encoder, vision or dual"
+    )

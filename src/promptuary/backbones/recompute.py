@@ -6,6 +6,7 @@ work as well, and takes every cache away.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,8 +63,8 @@ def _again(wiring: Wiring, layer: nn.Module, run: Callable[..., Any]) -> Callabl
         caches = [one for one in (*args, *kwargs.values()) if isinstance(one, transformers.Cache)]
         if id(wiring) not in _WITHIN.get() or not torch.is_grad_enabled() or not all(map(runs_again, caches)):
             return run(*args, **kwargs)
-        # what the layer runs with is all in its arguments; the prompt entered below the first one
-        keep_chance = layer.training
-        return checkpoint(functools.partial(run, **kwargs), *args, use_reentrant=False, preserve_rng_state=keep_chance)
+        # what is active now is active again when the layer runs for the second time, in whatever thread
+        again = functools.partial(contextvars.copy_context().run, functools.partial(run, **kwargs))
+        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=layer.training)
 
     return forward

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from promptuary.errors import DataError
+from promptuary.errors import ConfigError, DataError
 from promptuary.types import ANSWER, Encoded, Piece
 
 AnswerAt = Literal["mask", "end", "target", "none"]
@@ -51,7 +51,12 @@ class TextCoder:
 
         Raises:
             DataError: the fixed parts alone are longer than `max_length`.
+            ConfigError: there is an image among the pieces.
         """
+        if any(piece.role == "image" for piece in pieces):
+            raise ConfigError(
+                "task.image: this model reads text, not images; use a vision or a dual model, or leave out task.image"
+            )
         tokens = self._tokens(pieces)
         room = max_length - len(self.prefix) - len(self.suffix)
         counts: dict[int, int] = {}

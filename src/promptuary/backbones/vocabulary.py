@@ -7,11 +7,69 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from promptuary.errors import SiteError
+
+
+class Vocabulary(Protocol):
+    """What a prompt may start from; of a model that sees, its patches are, and there is nothing here."""
+
+    def common(self, limit: int) -> Int[Tensor, " n"]:
+        """Ids of the first `limit` ordinary tokens."""
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """Ids of a text, without special tokens."""
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Embeddings as the model sees them, float32 on the CPU."""
+
+    @property
+    def keys_values(self) -> Callable[[Int[Tensor, " n"]], Float[Tensor, "1 l 2 k n e"]]:
+        """Keys and values of a sequence of tokens."""
+
+    def rms(self) -> float:
+        """Root mean square over the entries of common tokens."""
+
+
+@dataclass(frozen=True)
+class NoWords:
+    """The vocabulary of a model that reads none."""
+
+    name: str
+
+    def common(self, limit: int) -> Int[Tensor, " n"]:
+        """None.
+
+        Raises:
+            SiteError: in any case, as all of these.
+        """
+        raise self._error()
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """None."""
+        raise self._error()
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """None."""
+        raise self._error()
+
+    def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
+        """None."""
+        raise self._error()
+
+    def rms(self) -> float:
+        """None."""
+        raise self._error()
+
+    def _error(self) -> SiteError:
+        return SiteError(
+            f"{self.name} has no vocabulary that a prompt could start from; choose another method or model"
+        )
 
 
 @dataclass(frozen=True)

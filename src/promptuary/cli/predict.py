@@ -35,7 +35,8 @@ def predict(
     fields = task.template.fields
     if data is not None:
         # again, now that the task can tell what each row needs: its errors name lines, not examples
-        examples = list(read_examples(data, required=task.asked(settings), question=partial(task.question, settings)))
+        question = partial(task.question, settings)
+        examples = list(read_examples(data, required=task.asked(settings), question=question, image=settings.image))
     elif len(task.asked(settings)) != 1:
         names = ", ".join(task.asked(settings))
         raise ConfigError(f"this prompt reads the fields {names}, not a single text; give --data FILE")

@@ -1,28 +1,48 @@
-"""Easy data augmentation (Wei & Zou 2019, arXiv 1901.11196): words of a text deleted or swapped by chance.
+"""How training examples are varied: words of a text deleted or swapped (Wei & Zou 2019, arXiv 1901.11196).
 
-Knows no example, template, tokenizer or label: a text goes in and a text comes out.
+Knows no example, template, tokenizer or label: a text goes in and a text comes out. How an image is varied is only
+set here; `images.py` does it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from promptuary.settings import Settings
 
 
 class AugmentConfig(Settings):
-    """How training texts are varied from epoch to epoch; by default not at all."""
+    """How training examples are varied from epoch to epoch; by default not at all."""
 
     delete: float = Field(0.0, ge=0, lt=1, description="chance of each word to be left out; Wei & Zou 2019: 0.1")
     swap: float = Field(
         0.0, ge=0, le=1, description="exchanges of two words, as a part of the words, at least one; Wei & Zou 2019: 0.1"
     )
 
+    crop: tuple[float, float] | None = Field(
+        None, description="least and most area of an image of which a random part is shown; CoOp (2109.01134): 0.08, 1"
+    )
+    flip: float = Field(0.0, ge=0, le=1, description="chance of an image to be mirrored; CoOp (2109.01134): 0.5")
+
+    @field_validator("crop")
+    @classmethod
+    def _parts_of_an_image(cls, value: Any) -> Any:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"expected two parts of the area, 0 < least <= most <= 1, got {list(value)}")
+        return value
+
     @property
     def active(self) -> bool:
-        """Whether anything is varied."""
+        """Whether texts are varied."""
         return self.delete > 0 or self.swap > 0
+
+    @property
+    def varies_images(self) -> bool:
+        """Whether images are varied."""
+        return self.crop is not None or self.flip > 0
 
 
 def augmented(text: str, config: AugmentConfig, generator: torch.Generator) -> str:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from promptuary.types import IGNORED, Batch, Candidates, Encoded
+from promptuary.data.images import stacked
+from promptuary.types import IGNORED, Batch, Candidates, Encoded, Sight
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,18 @@ def _all_or_none(present: Sequence[bool], what: str) -> bool:
     return all(present)
 
 
-def collate(rows: Sequence[Row], pad: int, *, segments: bool) -> Batch:
-    """One batch of rows.
+def collate(rows: Sequence[Row], pad: int, *, segments: bool, sight: Sight | None = None) -> Batch:
+    """One batch of rows; their images are opened, unless it is known of each what the model makes of it.
 
     Args:
         rows: at least one; all with the same slots and the same kind of target.
         pad: token id of padding.
         segments: whether the model takes segment ids.
+        sight: how the model wants images; None for one that does not see.
 
     Raises:
-        ValueError: no rows, or rows of different kinds.
+        ValueError: no rows, or rows of different kinds, or images for a model that does not see.
+        DataError: an image cannot be read any more.
     """
     if not rows:
         raise ValueError("expected at least one row in a batch, got none")
@@ -68,6 +71,11 @@ def collate(rows: Sequence[Row], pad: int, *, segments: bool) -> Batch:
         target = torch.tensor(targets, dtype=kind)
     _all_or_none([row.target_ids is not None for row in rows], "target ids")
     _all_or_none([row.choices is not None for row in rows], "choices")
+    images = [row.encoded.image for row in rows if row.encoded.image is not None]
+    features = [row.encoded.features for row in rows if row.encoded.features is not None]
+    known = len(features) == len(rows)
+    if not known and _all_or_none([row.encoded.image is not None for row in rows], "an image") and sight is None:
+        raise ValueError("expected rows without images for a model that does not see")
     return Batch(
         input_ids=_padded(ids, pad),
         attention_mask=_padded([[1] * len(row) for row in ids], 0),
@@ -78,6 +86,8 @@ def collate(rows: Sequence[Row], pad: int, *, segments: bool) -> Batch:
         target_ids=_padded(target_ids, IGNORED) if target_ids else None,
         candidates=pad_choices(choices) if choices else None,
         part=torch.tensor([row.part for row in rows]) if any(row.part for row in rows) else None,
+        pixels=stacked(images, sight) if images and not known and sight is not None else None,
+        features=torch.stack(features) if known else None,
     )
 
 

@@ -265,9 +265,9 @@ class Method(nn.Module, abc.ABC):
         return replace(found, offset=offset, **copied)
 
     def classes(self, texts: Float[Tensor, "s c h"]) -> Float[Tensor, "s c h"]:
-        """The vector of each class out of its text features; what an image's feature is compared with.
+        """The vector of each class out of its text features, for each set of contexts; by default a unit vector.
 
-        By default each as a unit vector. With s = 1 there is one matrix for all images, with s = b one for each.
+        What an image's feature is compared with; those of several sets are averaged, unless each row has its own.
         """
         return nn.functional.normalize(texts, dim=-1)
 

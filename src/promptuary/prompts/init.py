@@ -97,7 +97,9 @@ class Patches(Protocol):
 class Classes(Protocol):
     """The text side of a frozen model, and the names of the task's classes."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """What the classes are called."""
 
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n h"]:
         """What the text tower says of whole texts, without any prompt; not normalised, float32 on the CPU."""
@@ -108,8 +110,8 @@ class Starting:
     """Everything a method may read when it fills its tensors.
 
     `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task; `sources`: the earlier prompts
-    that the method's settings name; of models that see: `patches` of the training images, where there are any, `classes`
-    of a task that names them to a text tower, and the `norms` of its blocks as they are, [n, 2, v].
+    that the method's settings name; of models that see: `patches` of the training images, where there are any,
+    `classes` of a task that names them to a text tower, and the `norms` of its blocks as they are, [n, 2, v].
     """
 
     vocabulary: Vocabulary

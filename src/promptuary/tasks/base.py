@@ -18,7 +18,7 @@ from promptuary.errors import ConfigError
 from promptuary.metrics import METRICS
 from promptuary.registry import suggest
 from promptuary.settings import Settings
-from promptuary.tasks.template import Template, default_template
+from promptuary.tasks.template import Template, checked, default_template
 from promptuary.types import Batch, Piece, Prediction
 
 Reading = Literal["words", "head", "text"]
@@ -32,8 +32,33 @@ class TaskConfig(Settings):
         None, description="how an example is asked, such as '{text} It was {mask}.'; without one the fields themselves"
     )
     fields: tuple[str, ...] = Field(("text",), description="text fields, for the default template")
+    image: str | None = Field(
+        None,
+        description="field that holds an image: a path, or the image itself; the default template then shows it alone",
+    )
     metrics: tuple[str, ...] = Field((), description="what is measured; the first one chooses the best checkpoint")
     head_lr: float = Field(5e-3, gt=0, description="learning rate of a trained head; our choice")
+    head_weight_decay: float = Field(0.0, ge=0, description="on the weights of a trained head; SPT: 0.5 to 3")
+
+
+def template_of(config: TaskConfig) -> Template:
+    """The template of the settings, or the default one.
+
+    Raises:
+        ConfigError: as `Template`.
+    """
+    fields = config.fields if config.image is None else (config.image,)
+    return Template(config.template or default_template(fields), config.image)
+
+
+def seen(config: TaskConfig, example: Mapping[str, Any], name: str) -> str:
+    """What a field shows: its text, or the digest of its image.
+
+    Raises:
+        DataError: it is missing, blank or no text, or its image cannot be read.
+    """
+    value = example.get(name)
+    return checked(value, name).digest if name == config.image else as_text(value, name)
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,7 @@ class Task(abc.ABC):
         measured_as: kinds of metrics that can compare its answers (see `metrics.Metric`).
         gives_scores: whether its predictions have a probability per label or choice.
         words: possible answers as texts, in the order of the scores; empty if each example has its own or none.
+        names: what the possible answers are called, where the words are made from that; as many as `words`.
     """
 
     name: ClassVar[str]
@@ -71,6 +97,7 @@ class Task(abc.ABC):
     reading: Reading
     outputs: int = 1
     words: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __init__(self, config: TaskConfig, examples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Settle everything that the settings leave open by looking at training examples.
@@ -83,7 +110,7 @@ class Task(abc.ABC):
             ConfigError: settings that do not fit together or cannot be settled.
         """
         self.config = config
-        self.template = Template(config.template or default_template(config.fields))
+        self.template = template_of(config)
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ConfigError(f"task.metrics: no metric {metric!r}{suggest(metric, list(METRICS))}")
@@ -114,6 +141,10 @@ class Task(abc.ABC):
     def settled(self) -> TaskConfig:
         """The settings with everything spelt out, so that a saved prompt needs no data."""
 
+    def spoken_as(self, name: str) -> str:
+        """The words of an answer that is not among those of the task."""
+        return name
+
     @classmethod
     @abc.abstractmethod
     def answer_fields(cls, config: TaskConfig) -> tuple[str, ...]:
@@ -122,21 +153,25 @@ class Task(abc.ABC):
     @classmethod
     def asked(cls, config: TaskConfig) -> tuple[str, ...]:
         """Fields that an example must have to be answered."""
-        return tuple(Template(config.template or default_template(config.fields)).fields)
+        return tuple(template_of(config).fields)
 
     @classmethod
     def check(cls, config: TaskConfig) -> RowCheck:
         """What finds labelled examples that cannot be used, while their files are read."""
-        return RowCheck(lambda example: cls.question(config, example), lambda example: cls.answer(config, example))
+        return RowCheck(
+            lambda example: cls.question(config, example),
+            lambda example: cls.answer(config, example),
+            image=config.image,
+        )
 
     @classmethod
     def question(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """What is shown of an example.
+        """What is shown of an example; of an image its digest.
 
         Raises:
-            DataError: a field is missing, blank or no text.
+            DataError: a field is missing, blank or no text, or an image cannot be read.
         """
-        return tuple(as_text(example.get(name), name) for name in cls.asked(config))
+        return tuple(seen(config, example, name) for name in cls.asked(config))
 
     @classmethod
     @abc.abstractmethod
@@ -150,8 +185,7 @@ class Task(abc.ABC):
     @classmethod
     def required(cls, config: TaskConfig) -> tuple[str, ...]:
         """Fields that every labelled example must have."""
-        template = Template(config.template or default_template(config.fields))
-        return tuple(dict.fromkeys((*template.fields, *cls.answer_fields(config))))
+        return tuple(dict.fromkeys((*template_of(config).fields, *cls.answer_fields(config))))
 
     @abc.abstractmethod
     def fill(self, example: Mapping[str, Any], *, labelled: bool) -> Filled:
@@ -172,6 +206,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """One example's scores as an answer."""
+
+    def spoken_as(self, name: str) -> str:
+        """How what an answer is called is put into words, see `names`; also of what is no answer of this task."""
+        return name
 
     def decode_text(self, text: str) -> Prediction:
         """A written text as an answer."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptuary.data.check import as_text
 from promptuary.errors import ConfigError, DataError
-from promptuary.tasks.base import Filled, Task, TaskConfig
+from promptuary.tasks.base import Filled, Task, TaskConfig, seen
 from promptuary.tasks.classify import best, softmax
 from promptuary.types import Batch, Prediction
 
@@ -75,7 +75,7 @@ class Choose(Task):
     def question(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:
         """The template's fields, and the choices."""
         fields = super().asked(config)
-        return (*(as_text(example.get(name), name) for name in fields), *cls.options(config, example))
+        return (*(seen(config, example, name) for name in fields), *cls.options(config, example))
 
     @classmethod
     def options(cls, config: TaskConfig, example: Mapping[str, Any]) -> tuple[str, ...]:

@@ -31,6 +31,10 @@ class ClassifyConfig(TaskConfig):
         description="label words of each label (a verbaliser), or just the labels; without it the labels found in "
         "the training data, each with its own name as label words",
     )
+    label_template: str = Field(
+        "{}",
+        description="how a label that has no label words of its own is put into words, such as 'a photo of a {}.'",
+    )
     reading: Literal["words", "head"] = Field(
         "words", description="score label words (encoders: prototypes of the label words), or train a linear head"
     )
@@ -42,6 +46,13 @@ class ClassifyConfig(TaskConfig):
         if isinstance(value, Mapping):
             return {_name(label): word for label, word in value.items()}
         return [_name(label) for label in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("label_template")
+    @classmethod
+    def _one_place(cls, value: Any) -> Any:
+        if value.count("{}") != 1:
+            raise ValueError(f"expected one place {{}} for the label, such as 'a photo of a {{}}.', got {value!r}")
+        return value
 
     @field_validator("labels")
     @classmethod
@@ -81,7 +92,10 @@ class Classify(Task):
         if not isinstance(given, dict) and len(set(given)) < len(given):
             twice = next(label for label in given if given.count(label) > 1)
             raise ConfigError(f"task.labels: the label {twice!r} stands twice; keep one of them")
-        verbaliser = given if isinstance(given, dict) else {label: spoken(label) for label in given}
+        names = given if isinstance(given, dict) else {label: spoken(label) for label in given}
+        verbaliser = (
+            names if isinstance(given, dict) else {label: self.spoken_as(name) for label, name in names.items()}
+        )
         if len(verbaliser) < 2:
             origin = (
                 "" if self.settings.labels is not None else f" in field {self.settings.label!r} of the training data"
@@ -105,11 +119,18 @@ class Classify(Task):
                 )
         self.labels = tuple(verbaliser)
         self.words = tuple(verbaliser.values())
+        self.names = tuple(names.values())
         self.reading = self.settings.reading
         self.outputs = len(self.labels)
 
+    def spoken_as(self, name: str) -> str:
+        """The words of a class that is not among the labels, as theirs are made."""
+        return self.settings.label_template.replace("{}", spoken(name))
+
     def settled(self) -> TaskConfig:
-        """With labels and label words."""
+        """With labels and label words; where a template makes the words, with the labels."""
+        if self.settings.label_template != "{}" and not isinstance(self.settings.labels, dict):
+            return self.config.model_copy(update={"labels": self.labels})
         return self.config.model_copy(update={"labels": dict(zip(self.labels, self.words, strict=True))})
 
     @classmethod
@@ -152,6 +173,10 @@ class Classify(Task):
         """Cross-entropy among the labels, summed."""
         assert batch.target is not None
         return torch.nn.functional.cross_entropy(scores.float(), batch.target, reduction="sum")
+
+    def spoken_as(self, name: str) -> str:
+        """The name in the label template."""
+        return self.settings.label_template.replace("{}", name)
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """The best label, and probabilities among the labels."""

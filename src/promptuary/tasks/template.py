@@ -1,4 +1,4 @@
-"""Templates: text with `{field}` places, filled from an example into pieces.
+"""Templates: text with `{field}` places, one of which may be an image, filled from an example into pieces.
 
 Knows no tokenizer: what a mask or a separator is, a backbone decides.
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptuary.data.check import as_text
+from promptuary.data.images import Picture, picture_of
 from promptuary.errors import ConfigError, DataError
 from promptuary.registry import suggest
 from promptuary.types import ANSWER, Piece
@@ -21,13 +22,18 @@ from promptuary.types import ANSWER, Piece
 class Template:
     """A parsed template."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, image: str | None = None) -> None:
         """Parse.
 
+        Args:
+            text: as in the settings.
+            image: the field that holds an image.
+
         Raises:
-            ConfigError: unbalanced braces, an empty or a numbered place, or two masks.
+            ConfigError: unbalanced braces, an empty or a numbered place, two masks, or no place, or several, for the
+                image.
         """
-        self.text = text
+        self.text, self.image = text, image
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
@@ -42,6 +48,8 @@ class Template:
             raise ConfigError(f"task.template {text!r} has more than one {{mask}}")
         self.slots = [name for name in names if is_slot(name)]
         self.fields = [name for name in names if not is_slot(name)]
+        if image is not None and self.fields.count(image) != 1:
+            raise ConfigError(f"task.template {text!r} should show the image once: put {{{image}}} into it")
 
     @property
     def asks_at_end(self) -> bool:
@@ -64,7 +72,7 @@ class Template:
             more: fields that are not data, such as the choice that is being scored.
 
         Raises:
-            DataError: the example has no such field, or what it holds is no text.
+            DataError: the example has no such field, or what it holds is no text, or no image that can be read.
         """
         pieces = []
         for fixed, name in self.parts:
@@ -82,8 +90,22 @@ class Template:
                     f'task.template uses "{{{name}}}" but the data has no field "{name}"{suggest(name, there)} '
                     f"(fields: {', '.join(there)}; data.rename can rename them)"
                 )
+            if name == self.image:
+                pieces.append(Piece("image", checked(source[name], name)))
+                continue
             pieces.append(Piece("field", as_text(source[name], name)))
         return pieces
+
+
+def checked(value: Any, name: str) -> Picture:
+    """The image in a field, looked at as a whole.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    picture = picture_of(value, name)
+    picture.digest  # noqa: B018 (asking is what checks)
+    return picture
 
 
 def is_slot(name: str) -> bool:

@@ -5,6 +5,7 @@ Knows no method by name; what it needs to know of one is in the case.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -63,9 +64,12 @@ def rows_with_different_prompts_equal_separate_runs(case: Case) -> None:
     prompts = [one.prompt(batch), two.prompt(batch), Prompt()]
     which = torch.tensor([0, 1, 2, 1, 0])
     words = one.asking.words
-    assert words is not None
-    mixed = backbone.score(replace(batch, prompt_index=which), prompts, words)
-    separate = torch.stack([backbone.score(batch, prompts[int(k)], words)[row] for row, k in enumerate(which)])
+
+    def read(part: Batch, given: Any) -> Tensor:
+        return backbone.pooled(part, given) if words is None else backbone.score(part, given, words)
+
+    mixed = read(replace(batch, prompt_index=which), prompts)
+    separate = torch.stack([read(batch, prompts[int(k)])[row] for row, k in enumerate(which)])
     expect_close(mixed, separate, "scores of mixed prompts")
 
 
@@ -120,15 +124,15 @@ def second_turn_equals_fresh(case: Case) -> None:
 
 def detaching_restores_the_base(case: Case) -> None:
     """After a step of training, and after `attach`, the model's modules, values and outputs are those of before."""
-    kind = tiny.FAMILIES.get(case.family, case.family)
+    kind = tiny.EVERY.get(case.family, case.family)
     model, plain = tiny.model(kind), tiny.model(kind)
     spare = case.backbone()
-    backbone = type(spare)(model, spare.tokenizer, spare.config)
+    backbone = type(spare)(model, tiny.reader(kind), spare.config)
     tuned = case.tuned(backbone).train(True)
     tuned.loss(tuned.batch(case.rows(tuned))).total.backward()
     backbone.release()
     _expect_same(model, plain, "after release")
-    if tuned.method is not None and not tuned.method.depends and not tuned.method.own_scores:
+    if backbone.reads_words and tuned.method is not None and not (tuned.method.depends or tuned.method.own_scores):
         with case.tuned(spare).attach(model):
             pass
         _expect_same(model, plain, "after attach")
@@ -146,6 +150,12 @@ def _expect_same(model: Any, plain: Any, when: str) -> None:
     expect(not changed, f"{when}: {changed} changed")
     expect(all(p.requires_grad for p in model.parameters()), f"{when}: parameters stay frozen")
     inputs = {"input_ids": torch.tensor([[7, 8, 9, 10]])}
+    if model.main_input_name == "pixel_values" or "pixel_values" in inspect.signature(type(model).forward).parameters:
+        pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        inputs = {
+            "pixel_values": pixels,
+            **(inputs if "input_ids" in inspect.signature(type(model).forward).parameters else {}),
+        }
     if "decoder_start_token_id" in model.config.to_dict() and model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([[1, 7]])
     with torch.no_grad():

@@ -25,7 +25,7 @@ from promptuary.methods.base import Method, MethodConfig
 from promptuary.run import Run
 from promptuary.sources import load_start
 from promptuary.tasks.classify import Classify, ClassifyConfig
-from promptuary.testing import tiny
+from promptuary.testing import tiny, tiny_eyes
 from promptuary.tuned import Tuned
 from promptuary.types import Batch
 
@@ -74,14 +74,36 @@ class Case:
         """A fresh tiny model of the family."""
         return tiny.backbone(self.family, seed, **settings)
 
+    @property
+    def sees(self) -> bool:
+        """Whether its examples are images."""
+        return tiny.family_name(self.family) in tiny.SEEING
+
+    @property
+    def words(self) -> bool:
+        """Whether its answers are label words; otherwise a head is trained."""
+        return "words" in registry.load("backbones", tiny.family_name(self.family)).abilities
+
+    def task(self) -> Classify:
+        """A small classification task, of texts or of images."""
+        settings: dict[str, Any] = {"labels": {"positive": "good", "negative": "bad", "neutral": "maybe"}}
+        settings |= {"image": "image"} if self.sees else {"template": "{text} it was {mask}"}
+        return Classify(ClassifyConfig(**settings, reading="words" if self.words else "head"))
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Five examples without labels."""
+        if not self.sees:
+            return [{"text": text} for text in TEXTS]
+        return [{"image": tiny_eyes.picture(number)} for number in range(len(TEXTS))]
+
     def tuned(self, backbone: Backbone | None = None, seed: int = 0, **changes: Any) -> Tuned:
         """The method on a small classification task, started and slightly moved so that every part matters."""
         backbone = backbone if backbone is not None else self.backbone()
-        words = {"positive": "good", "negative": "bad", "neutral": "maybe"}
-        task = Classify(ClassifyConfig(template="{text} it was {mask}", labels=words))
+        task = self.task()
         config = self.config(**changes)
         tuned = Tuned(backbone, task, self.method(config, shape_of(backbone, task)), max_length=40)
-        tuned.initialise(torch.Generator().manual_seed(seed), *load_start(config, backbone))
+        start = load_start(config, backbone)
+        tuned.initialise(torch.Generator().manual_seed(seed), *start, examples=self.examples())
         generator = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():
             for group in tuned.trained():
@@ -91,7 +113,7 @@ class Case:
     def rows(self, tuned: Tuned) -> list[Row]:
         """Encoded examples with labels."""
         labels = itertools.cycle(("positive", "negative", "neutral"))
-        return tuned.rows([{"text": text, "label": next(labels)} for text in TEXTS], labelled=True)
+        return tuned.rows([{**one, "label": next(labels)} for one in self.examples()], labelled=True)
 
     def run(
         self,
@@ -105,18 +127,20 @@ class Case:
         """A run on a toy data set in which the first word decides; its folder is `name`."""
         source = self.folder / "toy"
         if not source.exists():
-            write_toy(source)
+            (write_images if self.sees else write_toy)(source)
+        task = {"image": "image"} if self.sees else {"template": "{text} it was {mask}"}
         return build(
             {
                 "task": {
                     "name": "classify",
-                    "template": "{text} it was {mask}",
+                    **task,
                     "labels": {"positive": "good", "negative": "bad"},
+                    "reading": "words" if self.words else "head",
                 },
                 "data": {"source": str(source), "max_length": 40},
                 "backbone": {
                     "model": f"tiny-{self.family}",
-                    "family": tiny.FAMILY[tiny.FAMILIES.get(self.family, self.family)],
+                    "family": tiny.family_name(self.family),
                 },
                 "method": method if method is not None else self.config().model_dump(),
                 "train": {"steps": steps, "batch_size": 6, "evaluate_every": 5, "save_every": 3, **(train or {})},
@@ -151,6 +175,16 @@ def write_toy(folder: Path) -> None:
             rest = [fillers[int(place)] for place in torch.randint(len(fillers), (length,), generator=words)]
             lines.append(json.dumps({"text": " ".join([("red", "blue")[number % 2], *rest]), "label": label}))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_images(folder: Path) -> None:
+    """A tiny set of images, a folder for each class: the colour decides the label."""
+    for split, count in (("train", 30), ("validation", 8), ("test", 8)):
+        for number in range(count):
+            label, colour = (("positive", "red"), ("negative", "blue"))[number % 2]
+            file = folder / split / label / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(tiny_eyes.picture(100 * len(split) + number, colour=colour))
 
 
 # ---- comparisons: no `assert`, which python -O leaves out and which has no message outside pytest -------------------

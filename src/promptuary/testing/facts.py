@@ -26,6 +26,9 @@ FACTS = {
 }
 """Facts without a default."""
 
+SHAPE = Shape(width=16, vocabulary=32, classes=3, hidden=16, visual=16, depth=2, patch=4, norms=4)
+"""Some widths."""
+
 
 def check_facts(method: Any, settings: Mapping[str, Any] | None = None) -> None:
     """Refuse a class that does not say what the library must know of it.
@@ -56,7 +59,7 @@ def check_facts(method: Any, settings: Mapping[str, Any] | None = None) -> None:
     values = {"name": method.name, **(method.tiny if settings is None else settings)}
     made = method(
         method.Config.read(values, where=f"{own}.tiny" if settings is None else "settings"),
-        Shape(width=16, vocabulary=32, classes=3),
+        SHAPE,
     )
     # of the instance: which tensors there are may depend on the settings
     for group in sorted(set(made.groups.values())):
@@ -72,7 +75,7 @@ def _check_exceptions(method: type[Method]) -> None:
         name, _, family = key.partition(" on ")
         known(name, list(PROPERTIES), f"{method.__name__}.exceptions names the property")
         if family:
-            asked = [kind for kind in tiny.FAMILIES if PROPERTIES[name].applies(kind, card=True)]
+            asked = [kind for kind in tiny.EVERY if PROPERTIES[name].applies(kind, card=True)]
             known(family, asked, f"{method.__name__}.exceptions names for {name} the family")
         if not reason.strip():
             raise ConfigError(f'{method.__name__}.exceptions gives no reason for "{key}"')
@@ -90,9 +93,9 @@ def known(name: str, names: list[str], what: str) -> None:
 
 def families_of(method: type[Method]) -> list[str]:
     """Families whose models have every place that the method uses."""
-    return [name for name, kind in tiny.FAMILIES.items() if _has(method, tiny.FAMILY[kind])]
+    return [name for name, kind in tiny.EVERY.items() if _has(method, tiny.FAMILY[kind])]
 
 
 def _has(method: type[Method], family: str) -> bool:
-    sites: frozenset[str] = registry.load("backbones", family).sites
-    return method.sites <= sites
+    known = registry.load("backbones", family)
+    return method.sites <= known.sites and known.modality in method.modalities

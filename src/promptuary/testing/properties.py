@@ -40,7 +40,7 @@ class Property:
         """Whether the family can be asked, and the method has what is asked about."""
         if self.card and not card:
             return False
-        kind = tiny.FAMILY[tiny.FAMILIES.get(family, family)]
+        kind = tiny.family_name(family)
         return self.ability is None or self.ability in registry.load("backbones", kind).abilities
 
 

@@ -1,10 +1,12 @@
-"""Tiny real models of every text family, random weights, two layers, about 10 ms each, and a word-level tokenizer.
+"""Tiny real models of every family, random weights, two layers, about 10 ms each, and a word-level tokenizer.
 
 Knows no method, task or test; nothing here reads a file or the network.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
+from promptuary.testing import tiny_eyes
 
 WORDS = [
     "a",
@@ -164,6 +167,10 @@ _LLAMA = {**_BERT, "num_key_value_heads": 2, **_IDS}
 def model(kind: str, seed: int = 0) -> Any:
     """A random model of an architecture, in eval mode, with weights large enough that outputs differ."""
     t = transformers
+    if kind in tiny_eyes.KINDS:
+        return tiny_eyes.eye(kind, seed)
+    if FAMILY[kind] == "dual":
+        return _pairs().model(kind, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = {
@@ -241,29 +248,59 @@ FAMILY = {
     "deberta": "masked",
     "modernbert": "masked",
     "minilm": "encoder",
+    **dict.fromkeys(tiny_eyes.KINDS, "vision"),
+    **dict.fromkeys(("clip", "siglip", "pair"), "dual"),
 }
 _SPECIALS = {"gpt2": "none", "llama": "start", "gemma3": "start", "qwen3": "none", "t5": "end"}
 FAMILIES = {"causal": "llama", "seq2seq": "t5", "masked": "bert", "encoder": "minilm"}
 """One architecture for each text family."""
+SEEING = {"vision": "vit", "dual": "clip"}
+"""One architecture for each family that sees."""
+EVERY = {**FAMILIES, **SEEING}
+"""Both."""
+
+
+def _pairs() -> Any:
+    """The module of two-tower models, whose words are those here."""
+    from promptuary.testing import tiny_pairs
+
+    return tiny_pairs
+
+
+def family_name(kind: str) -> str:
+    """The family of an architecture, or of a family's name."""
+    return FAMILY[EVERY.get(kind, kind)]
 
 
 def backbone(kind: str, seed: int = 0, **settings: Any) -> Backbone:
     """A wired tiny backbone of an architecture (or of a family's architecture)."""
-    kind = FAMILIES.get(kind, kind)
+    kind = EVERY.get(kind, kind)
     family = registry.load("backbones", FAMILY[kind])
     made = model(kind, seed)
     dtype = settings.get("dtype", "float32")
     if dtype != "float32":
         made = made.to(getattr(torch, dtype))
-    words = tokenizer(specials=_SPECIALS.get(kind, "both"))
     return family(
-        made, words, BackboneConfig(model=f"tiny-{kind}-{seed}", family=FAMILY[kind], device="cpu", **settings)
+        made, reader(kind), BackboneConfig(model=f"tiny-{kind}-{seed}", family=FAMILY[kind], device="cpu", **settings)
     )
+
+
+def reader(kind: str) -> Any:
+    """What prepares the input of an architecture: a tokenizer, how it wants images, or both."""
+    if FAMILY[kind] == "vision":
+        return tiny_eyes.sight()
+    if FAMILY[kind] == "dual":
+        return _pairs().tokenizer(kind), tiny_eyes.sight()
+    return tokenizer(specials=_SPECIALS.get(kind, "both"))
 
 
 def save(folder: Any, kind: str, seed: int = 0) -> str:
     """A tiny model and its tokenizer as a local folder, as `from_pretrained` reads it."""
-    kind = FAMILIES.get(kind, kind)
+    kind = EVERY.get(kind, kind)
     model(kind, seed).save_pretrained(folder)
-    tokenizer(specials=_SPECIALS.get(kind, "both")).save_pretrained(folder)
+    if FAMILY[kind] in SEEING:
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(tiny_eyes.PROCESSOR), encoding="utf-8")
+    if FAMILY[kind] != "vision":
+        words = _pairs().tokenizer(kind) if FAMILY[kind] == "dual" else reader(kind)
+        words.save_pretrained(folder)
     return str(folder)
