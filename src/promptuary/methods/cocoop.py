@@ -94,7 +94,8 @@ class CoCoOp(Method):
         assert view.answer is not None
         c = self.settings
         moved = self.context + self.change(view.answer)[:, None]
-        return Prompt(context=moved[:, None, None], placement=context_placement(c.placement, c.num_virtual_tokens))
+        place = context_placement(c.placement, c.num_virtual_tokens)
+        return Prompt(context=moved[:, None, None], placement=place, by_row=True)
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:

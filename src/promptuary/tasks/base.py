@@ -141,10 +141,6 @@ class Task(abc.ABC):
     def settled(self) -> TaskConfig:
         """The settings with everything spelt out, so that a saved prompt needs no data."""
 
-    def spoken_as(self, name: str) -> str:
-        """The words of an answer that is not among those of the task."""
-        return name
-
     @classmethod
     @abc.abstractmethod
     def answer_fields(cls, config: TaskConfig) -> tuple[str, ...]:

@@ -123,10 +123,6 @@ class Classify(Task):
         self.reading = self.settings.reading
         self.outputs = len(self.labels)
 
-    def spoken_as(self, name: str) -> str:
-        """The words of a class that is not among the labels, as theirs are made."""
-        return self.settings.label_template.replace("{}", spoken(name))
-
     def settled(self) -> TaskConfig:
         """With labels and label words; where a template makes the words, with the labels."""
         if self.settings.label_template != "{}" and not isinstance(self.settings.labels, dict):
@@ -175,8 +171,8 @@ class Classify(Task):
         return torch.nn.functional.cross_entropy(scores.float(), batch.target, reduction="sum")
 
     def spoken_as(self, name: str) -> str:
-        """The name in the label template."""
-        return self.settings.label_template.replace("{}", name)
+        """The name, as words, in the label template."""
+        return self.settings.label_template.replace("{}", spoken(name))
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """The best label, and probabilities among the labels."""
