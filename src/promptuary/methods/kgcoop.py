@@ -48,7 +48,7 @@ class KgCoOp(Method):
     paper = "arXiv 2303.13283"
     sites = frozenset({"context"})
     modalities = frozenset({"image", "text"})
-    tiny: ClassVar = {"num_virtual_tokens": 3, "prompt_lr": 0.05}
+    tiny: ClassVar = {"num_virtual_tokens": 3, "init": "random", "prompt_lr": 0.05}
     groups: ClassVar = {"context": "prompt"}
     Config = KgCoOpConfig
     context: nn.Parameter
