@@ -31,6 +31,9 @@ def evaluate(
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line of JSON per example.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page to look at: classes, confusions, samples.")
+    ] = None,
     overrides: console.Overrides = None,
     as_json: console.Json = False,
 ) -> None:
@@ -42,6 +45,10 @@ def evaluate(
 
     if predictions is not None:
         console.check_file("--predictions", predictions)
+    if report is not None:
+        console.check_file("--report", report)
+        if predictions is not None and report.absolute() == predictions.absolute():
+            raise ConfigError(f"--predictions and --report are both {report}; give each a file of its own")
     folder = find_saved(prompt)
     config, seed = _data(folder, data, overrides or [])
     tuned = load_saved(folder, model=model, device=device)
@@ -58,6 +65,13 @@ def evaluate(
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
         with console.writing("--predictions", predictions):
             files.write_file(predictions, lines.encode())
+    if report is not None:
+        from promptuary.report import page
+
+        about = page.About(str(prompt), str(config.source), split)
+        content = page.render(about, found, tuned, examples, notes=splits.notes)
+        with console.writing("--report", report):
+            files.write_file(report, content)
     rows = [*console.score_rows(found.scores, primary, found.interval), ("examples", f"{len(examples):,} {split}")]
     console.table(("", ""), rows, title=f"{folder} on {config.source}")
     if as_json:
@@ -72,6 +86,7 @@ def evaluate(
                 "interval_95": found.interval,
                 "skipped_rows": splits.skipped,
                 "predictions": None if predictions is None else str(predictions),
+                "report": None if report is None else str(report),
             }
         )
 
