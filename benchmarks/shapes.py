@@ -19,7 +19,7 @@ import promptuary
 from promptuary import registry
 from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.run import Run
-from promptuary.testing import tiny
+from promptuary.testing import tiny, tiny_pairs
 
 LABELS = {"positive": "good", "negative": "bad"}
 TEMPLATE = "{text} {mask}"
@@ -75,6 +75,8 @@ def model(kind: str, *, layers: int | None = None, small: bool = False) -> Any:
                     num_attention_heads=heads,
                 )
             )
+        elif kind == "clip":
+            made = tiny_pairs.clip() if small else _clip(deep)
         else:
             made = t.T5ForConditionalGeneration(
                 t.T5Config(
@@ -91,6 +93,16 @@ def model(kind: str, *, layers: int | None = None, small: bool = False) -> Any:
                 )
             )
     return made.requires_grad_(False).eval()
+
+
+def _clip(layers: int) -> Any:
+    """ViT-B/16 and its text tower, with the end token of the tiny tokenizer."""
+    tower = {"num_hidden_layers": layers, "max_position_embeddings": 77, "patch_size": 16}
+    ends = {"bos_token_id": tiny.SIZE - 2, "eos_token_id": tiny.SIZE - 1, "pad_token_id": 0}
+    text = {**tower, **ends, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    vision = {**tower, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
+    return transformers.CLIPModel(config)
 
 
 def twin(of: Any) -> Any:

@@ -21,6 +21,9 @@ from promptuary.backbones.base import Backbone
 from promptuary.data.collate import Row, collate
 from promptuary.types import Prompt
 
+FOLDER = "features"
+"""Its usual name in the folder of a run."""
+
 TOGETHER = 64
 """Images of one file (our choice): what an interruption costs at most."""
 

@@ -6,7 +6,7 @@ Knows no method, family or task by name, no optimiser and no loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -198,6 +198,11 @@ class JointFeed:
 
     def _all(self, split: str) -> list[Row]:
         return [replace(row, part=part) for part, feed in enumerate(self._several) for row in feed.rows[split]]
+
+    def ready(self, check: Callable[[], None]) -> None:
+        """Compute what is to be computed once, of every task; see `Feed`."""
+        for feed in self._several:
+            feed.ready(check)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -31,8 +31,10 @@ class TrainConfig(Settings):
     accumulation: int = Field(
         1, ge=1, description="parts that a batch is run in, to save memory; the result is the same"
     )
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="AdamW (DePT), or Adafactor without parameter scaling (Lester et al. 2021)"
+    optimizer: Literal["adamw", "adafactor", "sgd"] = Field(
+        "adamw",
+        description="AdamW (DePT), Adafactor without parameter scaling (Lester et al. 2021), or SGD with momentum 0.9 "
+        "(CoOp)",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after warm-up; DePT: linear")
     warmup: float = Field(

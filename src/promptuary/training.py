@@ -235,6 +235,7 @@ class Training:
     def _train(self) -> Steps:
         """All steps, with the state on disk at the end whatever that end is."""
         try:
+            self.feed.ready(self.stop.check)
             if self._validation_due():
                 self._validate()
             yield from self._loop()

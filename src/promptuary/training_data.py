@@ -7,14 +7,18 @@ itself, which is what resuming does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
 
 from promptuary.data.augment import augmented
 from promptuary.data.collate import Row, batches
 from promptuary.data.load import Splits
 from promptuary.data.splits import SPLITS, naming
 from promptuary.errors import ConfigError
+from promptuary.features import FOLDER, Features
 from promptuary.run import OneTask
 from promptuary.seeds import seeded
 from promptuary.tuned import Tuned
@@ -37,6 +41,8 @@ class Feed:
                 self.rows[name] = tuned.rows(getattr(splits, name), labelled=True)
         self._check_positions()
         self._check_augment()
+        self._check_views()
+        self._views = list[Tensor]()
         # no answer is among them: a task refuses a template that shows one
         self._varied = sorted(set(tuned.task.template.fields) - {tuned.task.config.image})
         self._epoch, self._order = -1, list[list[int]]()
@@ -100,11 +106,55 @@ class Feed:
         row, config = self.rows["train"][index], self.run.data.augment
         if config.active:
             row = self._reworded(row, index, epoch)
-        if config.varies_images:
-            image = replace(row.encoded.image, augment=config, view=(self.run.seed, 4, epoch, index))
-            # what is known of the image is not known of its view
-            row = replace(row, encoded=replace(row.encoded, image=image, features=None))
+        if config.varies_images and self._views:
+            known = self._views[epoch % len(self._views)][index]
+            row = replace(row, encoded=replace(row.encoded, features=known))
+        elif config.varies_images:
+            row = self._viewed(index, epoch)
         return row
+
+    def _viewed(self, index: int, view: int) -> Row:
+        """A training row with a random view of its image; what is known of the image is not known of its view."""
+        row, place = self.rows["train"][index], (self.run.seed, 4, view, index)
+        image = replace(row.encoded.image, augment=self.run.data.augment, view=place)
+        return replace(row, encoded=replace(row.encoded, image=image, features=None))
+
+    def ready(self, check: Callable[[], None]) -> None:
+        """Compute what is to be computed once: with `data.views`, what the frozen model makes of the images.
+
+        Args:
+            check: called now and then; may raise to stop. What was computed until then is on disk.
+        """
+        views, config = self.run.data.views, self.run.data
+        if not views:
+            return
+        store = Features(self.tuned.backbone, config.cache or Path(self.run.out) / FOLDER)
+        if config.augment.varies_images:
+            count = range(len(self.rows["train"]))
+            self._views = [store.of([self._viewed(index, view) for index in count], check) for view in range(views)]
+        for split, rows in self.rows.items():
+            known = store.of(rows, check)
+            self.rows[split] = [
+                replace(row, encoded=replace(row.encoded, features=own)) for row, own in zip(rows, known, strict=True)
+            ]
+
+    def _check_views(self) -> None:
+        """Features may be kept only where nothing that is trained has a part in them."""
+        if not self.run.data.views:
+            return
+        tuned, method, baseline = self.tuned, self.tuned.method, self.tuned.baseline
+        if tuned.task.config.image is None or tuned.backbone.sight is None:
+            raise ConfigError("data.views keeps features of images; set task.image, or leave it out")
+        changed = sorted(method.sites & {"layers", "norms"}) if method is not None else []
+        if changed or (baseline is not None and not baseline.head_only):
+            name = method.name if method is not None else baseline.name if baseline is not None else ""
+            what = " and ".join({"layers": "rows among the patches", "norms": "layer norms"}[one] for one in changed)
+            raise ConfigError(
+                f"data.views keeps what the frozen model makes of an image, but {name} trains {what or 'the model'}, "
+                "so that changes in every step; set data.views: 0"
+            )
+        if self.run.data.views > 1 and not self.run.data.augment.varies_images:
+            raise ConfigError("data.views: several views need data.augment.crop or flip; without them there is one")
 
     def _reworded(self, row: Row, index: int, epoch: int) -> Row:
         config = self.run.data.augment

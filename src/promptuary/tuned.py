@@ -27,8 +27,8 @@ from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
-from promptuary.tasks.base import Task
 from promptuary.starting import seen
+from promptuary.tasks.base import Task
 from promptuary.types import ANSWER, Batch, Candidates, Losses, Outputs, Prediction, Prompt, View
 
 
@@ -70,6 +70,11 @@ class Tuned(nn.Module):
             )
         if baseline is not None and baseline.head_only and (task is None or task.reading != "head"):
             raise ConfigError(f"{baseline.name} trains a head and nothing else; set task.reading: head")
+        if method is not None and backbone.modality not in method.modalities:
+            raise ConfigError(
+                f"method {method.name} is for {' and '.join(sorted(method.modalities))}, and the examples of the "
+                f"{backbone.name} family are {backbone.modality}s; choose another method or model"
+            )
         self.baseline = baseline
         self._asking = None if task is None else Asking(backbone, task, max_length)
         self.backbone, self.method = backbone, method
@@ -370,13 +375,15 @@ class Tuned(nn.Module):
 
     @torch.no_grad()
     def class_matrix(self) -> Tensor:
-        """The vector of each class, [c, h], on the CPU: an image's unit feature times these, times the scale, scores it.
+        """The vector of each class, [c, h], on the CPU: an image's unit feature times these and the scale scores it.
 
         Raises:
             NotFoldable: the classes' texts depend on the image, or this model has no text tower.
         """
         if "texts" not in self.backbone.abilities or self.task.reading != "words":
-            raise NotFoldable("only a task with label words on a model with a text tower (dual) has a matrix of classes")
+            raise NotFoldable(
+                "only a task with label words on a model with a text tower (dual) has a matrix of classes"
+            )
         if self.method is not None and self.method.depends:
             raise NotFoldable(f"the class texts of {self.method.name} depend on the image: there is no single matrix")
         prompt = Prompt() if self.method is None else self.method.fold()
@@ -447,4 +454,4 @@ class Tuned(nn.Module):
 
     def _hidden_width(self) -> int:
         with torch.no_grad():
-            return int(self.backbone.hidden(self.backbone.probe(), Prompt()).shape[-1])
+            return int(self.backbone.pooled(self.backbone.probe(), Prompt()).shape[-1])

@@ -75,7 +75,7 @@ class Prompt:
     or 1 for all; l layers as above. `placement` says where among the words: "front" of
     them, at the "end", or some before and some behind ("before_answer" and "after_answer" with their numbers).
     `by_row`: the sets are one for each row of the batch; without it the class vectors of several sets are averaged.
-    `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, in the place of its own.
+    `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, instead of its own.
     """
 
     rows: Float[Tensor, "g p d"] | None = None
@@ -209,8 +209,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a filled template: "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an
-    "image" (a `data.images.Picture`)."""
+    """A part of a filled template.
+
+    "fixed" text, a "field" of the example (may be cut), a "slot" (a named place), or an "image" (a `Picture`).
+    """
 
     role: Literal["fixed", "field", "slot", "image"]
     value: Any
@@ -222,8 +224,8 @@ class Encoded:
 
     `segments`: 0 before the first separator, 1 after it; `slots`: named place -> column;
     `cut`: how many tokens of the fields were left out to make it fit.
-    `image`: what the example shows, a `data.images.Picture`; `features`: what the frozen model makes of it, where that is
-    known already.
+    `image`: what the example shows, a `data.images.Picture`; `features`: what the frozen model makes of it, where
+    that is known.
     """
 
     ids: list[int]
@@ -320,8 +322,8 @@ class Shape:
 
     `width` of the token embeddings and of the `hidden` states behind the model; for keys and values the `layers` that
     have them, their `heads` and `head` width; `vocabulary`: ids of tokens; `classes` that the task tells apart, 0 where
-    it has none. Of a model that sees: `visual` width of its patch tokens, `depth` its layers, `patch` the side of a patch
-    in pixels, `norms` the layer norms in its blocks.
+    it has none. Of a model that sees: `visual` width of its patch tokens, `depth` its layers, `patch` the side of a
+    patch in pixels, `norms` the layer norms in its blocks.
     """
 
     width: int

@@ -102,7 +102,7 @@ WRONG: list[tuple[Input, str]] = [
         train("train.mixed_precision=no"),
         "train.mixed_precision: expected 'no' or 'bf16', got false (a bare yes, no, on or off is true or false in YAML: put it in quotes)",
     ),
-    (train("train.optimizer=adam"), "train.optimizer: expected 'adamw' or 'adafactor', got 'adam'"),
+    (train("train.optimizer=adam"), "train.optimizer: expected 'adamw', 'adafactor' or 'sgd', got 'adam'"),
     (train("seed=-1"), "seed: expected at least 0, got -1"),
     (train("out=''"), "out: expected text that is not empty, got ''"),
     (train("out=ROOT/file"), "out: ROOT/file is a file; choose a folder"),
@@ -272,7 +272,7 @@ WRONG: list[tuple[Input, str]] = [
     (train("data.source=./no/data.csv"), "there is no file no/data.csv (nor the folder no); check data.source"),
     (
         train("data.source=ROOT/run.yaml"),
-        'run.yaml: unknown file ending ".yaml"; expected one of .jsonl, .json, .csv, .tsv, .parquet',
+        'run.yaml: unknown file ending ".yaml"; expected one of .jsonl, .json, .csv, .tsv, .parquet, .txt',
     ),
     (train("data.source=''"), "data.source: expected text that is not empty, got ''"),
     (

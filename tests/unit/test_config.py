@@ -137,7 +137,7 @@ WRONG = {
     "part is empty": ({**PROTOTYPE, "data": None}, "data should be a mapping of settings, got None"),
     "out of range": (changed(method={"rank": 0}), "method.rank: "),
     "wrong type": (changed(train={"steps": "many"}), "train.steps: "),
-    "wrong choice": (changed(train={"optimizer": "sgd"}), "train.optimizer: expected 'adamw' or 'adafactor'"),
+    "wrong choice": (changed(train={"optimizer": "adam"}), "train.optimizer: expected 'adamw', 'adafactor' or 'sgd'"),
     "wrong top value": ({**PROTOTYPE, "seed": -1}, "seed: expected at least 0, got -1"),
     "labels of YAML's no": (changed(task={"labels": {False: "no", True: "yes"}}), "task.labels"),
     "contradiction": (changed(data={"shots": 4, "train_size": 4}), "data: shots already sets the sizes"),

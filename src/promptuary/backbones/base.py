@@ -58,8 +58,8 @@ class BackboneConfig(Settings):
     )
     pooling: Literal["auto", "mean", "first", "last", "answer", "all"] = Field(
         "auto",
-        description="what a head reads: mean of the text (vision: of the patches), first, last or answer token; all: mean "
-        "of patches and prompt rows, before the last layer norm (vision; MAE); auto is the family's",
+        description="what a head reads: mean of the text (vision: of the patches), first, last or answer token; all: "
+        "mean of patches and prompt rows, before the last layer norm (vision; MAE); auto is the family's",
     )
     image_size: int | None = Field(
         None, ge=1, description="side of an image in pixels, other than the model's own; positions are interpolated"
@@ -92,6 +92,7 @@ class Backbone(abc.ABC):
         abilities: "words" (score label words), "pool" (one vector per example), "generate".
         pooling: what a head reads by default.
         reads_words: whether its input is a sequence of tokens.
+        modality: what an example is: a "text" or an "image".
         sight: how it wants images, of a model that sees.
         differentiable: whether gradients reach a prompt; a model that only scores has none.
     """
@@ -105,6 +106,7 @@ class Backbone(abc.ABC):
     words_at_head: bool = True
     differentiable: bool = True
     reads_words: ClassVar[bool] = True
+    modality: ClassVar[str] = "text"
     sight: Sight | None = None
     tokenizer: Any
     pad: int
@@ -553,7 +555,7 @@ class Backbone(abc.ABC):
         raise SiteError(self.lacks("layers"))
 
     def norm_values(self) -> Float[Tensor, "n 2 v"] | None:
-        """Weights and biases of the layer norms in the blocks of a model that sees, float32 on the CPU; None elsewhere."""
+        """Weights and biases of the layer norms in the blocks of a model that sees, float32 on the CPU; else None."""
         return None
 
     def answer_losses(self, batch: Batch, prompts: Prompts) -> Float[Tensor, " b"]:

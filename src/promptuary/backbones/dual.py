@@ -56,9 +56,7 @@ class Dual(Seeing):
         """Widths of both towers."""
         config = self.config
         self.wire_eye()
-        self.tower: Tower = tower_of(
-            self.model, self.tokenizer, truncate=config.narrow_head, share=config.share_prefix
-        )
+        self.tower: Tower = tower_of(self.model, self.tokenizer, truncate=config.narrow_head, share=config.share_prefix)
         table = self.model.text_model.get_input_embeddings()
         self.vocabulary = TableVocabulary(table, self.tokenizer, self.keys_values)
         visual = int(self.table.weight.shape[0])
@@ -129,9 +127,7 @@ class Dual(Seeing):
 
     def texts(self, prompt: Prompt, candidates: Candidates) -> Float[Tensor, "s c h"]:
         """What the text tower says of each class under the contexts of a prompt; kept where nothing is trained."""
-        run = functools.partial(
-            self.tower.features, candidates.ids, candidates.mask, prompt.context, prompt.placement
-        )
+        run = functools.partial(self.tower.features, candidates.ids, candidates.mask, prompt.context, prompt.placement)
         if torch.is_grad_enabled() and prompt.context is not None and prompt.context.requires_grad:
             return run()
         words = tuple(map(tuple, candidates.ids.masked_fill(~candidates.mask, -1).tolist()))

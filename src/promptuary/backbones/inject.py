@@ -1,4 +1,4 @@
-"""How prompts get in: virtual token ids, rows among the patches of an image, and a head that computes only what is read.
+"""How prompts get in: virtual token ids, rows among the patches of an image, a head that computes only what is read.
 
 Knows no method, no family and no tokenizer. With `attach.py` and `processors.py`, which use its `Wiring`, the only file
 that changes how a module runs.
@@ -67,8 +67,7 @@ class Seen:
     """What a model that sees runs with.
 
     `rows` [1 or b, l, p, v]: come in behind the first `lead` tokens before the first layer, and take the place of what
-    became of the rows before in front of each later one up to the l-th; `norms` [n, 2, v]: weight and bias of each layer
-    norm.
+    became of the rows before in front of each later one up to the l-th; `norms` [n, 2, v]: weights and biases.
     """
 
     rows: Float[Tensor, "g l p v"] | None

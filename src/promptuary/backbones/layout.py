@@ -118,7 +118,8 @@ def arranged(
         spare = itertools.repeat(0) if room is not None else itertools.count(len(cell))
         cell.extend((padding, -1, PADDING, position) for position in itertools.islice(spare, full - len(cell)))
         cells.append(cell)
-    return Layout(*torch.tensor(cells).unbind(-1), torch.tensor(ends))
+    tokens, in_context, owners, places = torch.tensor(cells).unbind(-1)
+    return Layout(tokens, in_context, owners, places, torch.tensor(ends))
 
 
 def _grouped(lengths: Sequence[int], room: int | None) -> list[list[int]]:

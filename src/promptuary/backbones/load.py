@@ -307,4 +307,6 @@ def family_of(model: Any) -> str:
         return "encoder"
     if writes:
         return "causal"
-    raise ConfigError(f"cannot tell the family of {name}; pass family= causal, seq2seq, masked, encoder, vision or dual")
+    raise ConfigError(
+        f"cannot tell the family of {name}; pass family= causal, seq2seq, masked, encoder, vision or dual"
+    )

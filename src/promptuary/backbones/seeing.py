@@ -30,6 +30,7 @@ class Seeing(Backbone):
 
     answer_at = "none"
     reads_words: ClassVar[bool] = False
+    modality: ClassVar[str] = "image"
     sight: Sight
 
     @property
@@ -113,7 +114,7 @@ class Seeing(Backbone):
         return None
 
     @property
-    def mixes_prefixes(self) -> bool:  # type: ignore[override]
+    def mixes_prefixes(self) -> bool:
         """Rows with different prompts run one prompt after the other."""
         return True
 
@@ -332,25 +333,31 @@ def sight_of(values: Mapping[str, Any], config: Mapping[str, Any], size: int | N
     Raises:
         ConfigError: they do not say what is needed.
     """
-    own, crop = _size(values.get("size")), _size(values.get("crop_size"))
-    if own is None:
-        side = config.get("image_size")
-        own = (int(side), int(side)) if isinstance(side, int) else None
-    if own is None:
+    resize, crop = _size(values.get("size")), _size(values.get("crop_size"))
+    if resize is None:
+        resize = config.get("image_size") if isinstance(config.get("image_size"), int) else None
+    if resize is None:
         raise ConfigError("the model's preprocessor_config.json does not say how large an image is; set size there")
-    final = crop if values.get("do_center_crop") and crop is not None else own if isinstance(own, tuple) else None
-    final = final or (own, own)
-    resize = own
+    cut = crop if values.get("do_center_crop") else None
+    final = _square(cut if cut is not None else resize)
     if size is not None:
         scale = size / max(final)
-        resize = round(own * scale) if isinstance(own, int) else (round(own[0] * scale), round(own[1] * scale))
-        final = (round(final[0] * scale), round(final[1] * scale))
+        resize = round(resize * scale) if isinstance(resize, int) else _scaled(resize, scale)
+        final = _scaled(final, scale)
     plain = not values.get("do_normalize", True)
     mean, std = (
         default if plain else tuple(values.get(name, (0.5, 0.5, 0.5)))
         for name, default in (("image_mean", (0.0, 0.0, 0.0)), ("image_std", (1.0, 1.0, 1.0)))
     )
     return Sight(final, resize, mean, std, int(values.get("resample", 3)))
+
+
+def _square(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 def _size(value: Any) -> int | tuple[int, int] | None:

@@ -206,7 +206,8 @@ class CausalTower(Tower):
         return self.text.encoder.layers
 
     def _embedded(self, states: Tensor, position: Tensor) -> Tensor:
-        return self.text.embeddings(inputs_embeds=states, position_ids=position)
+        # not by the module: several classes in one sequence are longer than it lets through
+        return states + self.text.embeddings.position_embedding(position)
 
     def _seen(self, layout: Layout, states: Tensor, sets: int) -> Tensor | None:
         if len(layout.end) == len(layout.token):  # a sequence for each class: the model's own mask

@@ -67,7 +67,9 @@ class NoWords:
         raise self._error()
 
     def _error(self) -> SiteError:
-        return SiteError(f"{self.name} has no vocabulary that a prompt could start from; choose another method or model")
+        return SiteError(
+            f"{self.name} has no vocabulary that a prompt could start from; choose another method or model"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,14 @@ def as_text(value: Any, field: str) -> str:
     return text
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a field holds nothing, or white space alone."""
+    if isinstance(value, str):
+        return not value.strip()
+    # NaN, the only thing that differs from itself, is how pandas writes what is missing
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def as_label(value: Any, field: str, labels: Iterable[str] | None, source: str = "task.labels") -> str:
     """A label as text.
 
@@ -53,10 +61,11 @@ def as_label(value: Any, field: str, labels: Iterable[str] | None, source: str =
     return label
 
 
-def places(unit: str, numbers: Sequence[int]) -> str:
-    """Numbers of rows in words: `lines 3, 4, 9 and 2 more`."""
+def places(unit: str, numbers: Sequence[int], names: Mapping[int, str] | None = None) -> str:
+    """Numbers of rows in words: `lines 3, 4, 9 and 2 more`; with `names`, these instead."""
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:SHOWN]))}{more}"
+    shown = [str((names or {}).get(number, number)) for number in numbers[:SHOWN]]
+    return f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(shown)}{more}"
 
 
 @dataclass
@@ -90,13 +99,20 @@ class RowCheck:
             return str(error)
         return None
 
-    def notes(self, splits: Mapping[str, Sequence[Row]], units: Mapping[str, str]) -> list[str]:
+    def notes(
+        self,
+        splits: Mapping[str, Sequence[Row]],
+        units: Mapping[str, str],
+        names: Mapping[str, Mapping[int, str]] | None = None,
+    ) -> list[str]:
         """What a person should look at: repeated rows, training rows in another split, labels that are rare or odd.
 
         Args:
             splits: all that could be used.
             units: what a row of each split of origin is called, such as `train.jsonl line`.
+            names: of the rows of each split of origin, where they have some.
         """
+        known = names or {}
         if not self.tell:
             return []
         first: dict[tuple[str, ...], Any] = {}
@@ -110,7 +126,7 @@ class RowCheck:
         notes = []
         if again:
             other = f", {against} of them with another answer" if against else ""
-            notes.append(f"{_count(again)} the same input as an earlier one{other}: {_where(again, units)}")
+            notes.append(f"{_count(again)} the same input as an earlier one{other}: {_where(again, units, known)}")
         seen: list[Sequence[Row]] = []
         for split in ("validation", "test"):
             if splits[split] in seen:
@@ -120,7 +136,7 @@ class RowCheck:
             if leaked:
                 notes.append(
                     f"{len(leaked)} of {len(splits[split])} {split} rows: the same input as a training row, "
-                    f"so their scores flatter: {_where(leaked, units)}"
+                    f"so their scores flatter: {_where(leaked, units, known)}"
                 )
         return [*notes, *self._label_notes(splits["train"])]
 
@@ -138,8 +154,8 @@ def _count(rows: Sequence[Row]) -> str:
     return "1 training row has" if len(rows) == 1 else f"{len(rows)} training rows have"
 
 
-def _where(rows: Sequence[Row], units: Mapping[str, str]) -> str:
+def _where(rows: Sequence[Row], units: Mapping[str, str], names: Mapping[str, Mapping[int, str]]) -> str:
     by_origin: dict[str, list[int]] = {}
     for origin, number, _ in rows:
         by_origin.setdefault(origin, []).append(number)
-    return "; ".join(places(units[origin], numbers) for origin, numbers in by_origin.items())
+    return "; ".join(places(units[origin], numbers, names.get(origin)) for origin, numbers in by_origin.items())

@@ -10,24 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from promptuary.data.augment import AugmentConfig
-from promptuary.data.check import SHOWN, RowCheck, places
+from promptuary.data.check import SHOWN, RowCheck, is_missing, places
+from promptuary.data.classes import Chosen, label_name, with_classes
+from promptuary.data.folders import image_folders
 from promptuary.data.images import Picture, picture_of, problems
-from promptuary.data.read import READERS, Example, Table, content, listing, read_table
-from promptuary.data.splits import SPLITS, Protocol, complete, follow_protocol, naming, sample, split_hash
+from promptuary.data.read import READERS, USUAL_ENDINGS, Example, Table, content, listing, read_table
+from promptuary.data.splits import SPLITS, USUAL, Protocol, complete, follow_protocol, naming, sample, split_hash
 from promptuary.errors import ConfigError, DataError
 from promptuary.registry import suggest
 from promptuary.settings import Settings
 
 OnBadRow = Literal["error", "skip"]
-
-USUAL = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
-"""Split -> the names under which it is looked for."""
 
 _HIDDEN = {"-1": " (-1 hides an answer; data.protocol can do without such a test split)"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -37,7 +36,9 @@ class DataConfig(Settings):
     """Which examples a run sees."""
 
     source: str = Field(
-        min_length=1, description='"demo" (packaged; yours is ./demo), a folder, a training file, or a hub data set'
+        min_length=1,
+        description='"demo" (packaged; yours is ./demo), a folder of files, or of a folder of images for each class, '
+        "a training file, or a hub data set",
     )
     subset: str | None = Field(None, description="configuration name of a hub data set, such as sst2 of nyu-mll/glue")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
@@ -47,27 +48,52 @@ class DataConfig(Settings):
     rename: dict[str, str] = Field(default_factory=dict, description="column in the data -> field of the task")
     label: str = Field("label", description="field that holds the answer (after rename)")
     label_names: tuple[str, ...] | None = Field(None, description="names of integer labels, from 0")
+    labels_file: str | None = Field(
+        None,
+        description="file with the names of the labels, in data.source or elsewhere: a line for each, its name or its "
+        "label and its name; or .json",
+    )
+    classes: Chosen = Field(
+        "all",
+        description="all labels; or the rows of the first half of them in their order, base, or of the others, new "
+        "(base-to-new: CoCoOp, 2203.05557)",
+    )
     shots: int | None = Field(None, ge=1, description="few-shot: rows per label, for training and again for validation")
+    validation_shots: int | None = Field(
+        None, ge=1, description="few-shot: rows per label for validation; None: shots (CoOp, 2109.01134: 4 at most)"
+    )
     train_size: int | None = Field(None, ge=1, description="this many training rows by seed; None: all")
     validation_size: int | None = Field(None, ge=1, description="this many validation rows by seed; None: all")
     protocol: Protocol = Field(
         "given",
         description="given: the splits as they are; halve_validation: the official validation, shuffled with seed 42, "
         "is cut into validation and test (ATTEMPT, MPT, DePT: small sets); carve_train: 1000 training rows, seed 42, "
-        "become validation and the official validation becomes test (the same papers: large sets)",
+        "become validation and the official validation becomes test (the same papers: large sets); vtab: 800 training "
+        "and 200 validation rows, seed 42; vtab_full: these 1000 are all trained on (VTAB-1k, 1910.04867)",
     )
     split_seed: int | None = Field(None, description="of what is sampled; None: the run's seed. Protocols use 42")
     on_bad_row: OnBadRow = Field("error", description="a row that is broken or lacks a field: stop, or leave it out")
     max_length: int = Field(
         256, ge=1, description="most tokens of a text (DePT: 256); fields are cut, never the prompt, label or mask"
     )
+    views: int = Field(
+        0,
+        ge=0,
+        description="what a frozen model makes of so many random views of each image (1 without data.augment) is "
+        "computed once and kept on disk; as many as epochs gives what 0 gives, which opens every image in each step",
+    )
+    cache: str | None = Field(None, description="folder for that, which runs may share; None: in the run's own folder")
     augment: AugmentConfig = Field(AugmentConfig(), description="how training texts are varied; off by default")
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
         if self.shots is not None and (self.train_size is not None or self.validation_size is not None):
             raise ValueError("shots already sets the sizes; leave out train_size and validation_size, or shots")
+        if self.validation_shots is not None and self.shots is None:
+            raise ValueError("validation_shots goes with shots; set shots, or use validation_size")
         names = self.label_names
+        if names is not None and self.labels_file is not None:
+            raise ValueError("label_names and labels_file both name the labels; leave one of them out")
         if names is not None and not 1 < len(set(names)) == len(names):
             raise ValueError(f"label_names should be at least two different names, got {listing(names)}")
         return self
@@ -135,12 +161,20 @@ def _settle(table: Table, on_bad_row: OnBadRow, fix: str) -> tuple[Table, list[s
         by_reason: dict[str, list[int]] = {}
         for number in numbers[:SHOWN]:
             by_reason.setdefault(table.bad[number], []).append(number)
-        reasons = "; ".join(f"{places(table.unit, where)}: {reason}" for reason, where in by_reason.items())
+        reasons = "; ".join(_reason(table, where, reason) for reason, where in by_reason.items())
         more = f" (and {len(numbers) - SHOWN} more bad rows)" if len(numbers) > SHOWN else ""
         fix = fix if table.rows else "no usable row is left"
         raise DataError(f"{table.name} {reasons}{more}; {fix}")
     rows = "1 bad row" if len(numbers) == 1 else f"{len(numbers)} bad rows"
-    return replace(table, bad={}), [f"{rows} skipped: {table.name} {places(table.unit, numbers)}"]
+    return replace(table, bad={}), [f"{rows} skipped: {table.name} {places(table.unit, numbers, table.names)}"]
+
+
+def _reason(table: Table, numbers: Sequence[int], reason: str) -> str:
+    """Where and why, without naming a file twice."""
+    name, where = table.names.get(numbers[0]), places(table.unit, numbers, table.names)
+    if name is not None and reason.startswith(f"{name} "):
+        return where + reason.removeprefix(name)
+    return f"{where}: {reason}"
 
 
 def _columns(table: Table) -> list[str]:
@@ -172,30 +206,12 @@ def _renamed(tables: Mapping[str, Table], rename: Mapping[str, str]) -> dict[str
     return renamed
 
 
-def _label_name(value: Any, names: Sequence[str]) -> str | None:
-    """The name of an integer label, also where the file holds it as text; a name stays. None: neither."""
-    if value in names:
-        return str(value)
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return names[number] if 0 <= number < len(names) and float(value) == number else None
-
-
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    # NaN, the only thing that differs from itself, is how pandas writes what is missing
-    return value is None or (isinstance(value, float) and value != value)
-
-
 def _with_pictures(table: Table, name: str) -> Table:
     """The table with its images in the place of their paths or bytes; rows whose image cannot be read are bad."""
     rows, bad = dict(table.rows), dict(table.bad)
     found: dict[int, Picture] = {}
     for number, row in table.rows.items():
-        if _is_missing(row.get(name)):
+        if is_missing(row.get(name)):
             continue  # said elsewhere
         try:
             found[number] = picture_of(row[name], name, table.folder)
@@ -218,17 +234,18 @@ def _usable(
     columns = _columns(table)
     for name in required:
         if columns and name not in columns:
-            raise _no_column(table, name, "; set data.rename")
+            fix = "task.image: image" if table.unit == "file" else "data.rename"
+            raise _no_column(table, name, f"; set {fix}")
     table = table if check is None or check.image is None else _with_pictures(table, check.image)
     rows, bad, names = {}, dict(table.bad), config.label_names
     for number, row in table.rows.items():
-        missing = next((name for name in required if _is_missing(row.get(name))), None)
+        missing = next((name for name in required if is_missing(row.get(name))), None)
         answer = row.get(config.label)
         if missing is not None:
             bad[number] = f"{missing} is missing or blank"
             continue
-        if names is not None and not _is_missing(answer):
-            known = _label_name(answer, names)
+        if names is not None and not is_missing(answer):
+            known = label_name(answer, names)
             if known is None:
                 hidden = _HIDDEN.get(str(answer), "")
                 bad[number] = f"label {answer!r} is neither 0 to {len(names) - 1} nor one of {listing(names)}{hidden}"
@@ -260,7 +277,12 @@ def _pick(where: str, there: Sequence[str], endings: Iterable[str], names: Mappi
 
 
 def _from_folder(folder: Path, names: Mapping[str, str | None]) -> dict[str, Table]:
-    chosen = _pick(str(folder), content(folder), READERS, names)
+    tables = [known + ending for known in USUAL["train"] for ending in USUAL_ENDINGS]
+    if not any((folder / name).is_file() for name in ([names["train"]] if names["train"] else tables)):
+        images = image_folders(folder, names)
+        if images:
+            return images
+    chosen = _pick(str(folder), content(folder), USUAL_ENDINGS, names)
     return {split: read_table(folder / name) for split, name in chosen.items()}
 
 
@@ -298,6 +320,15 @@ def _tables(config: DataConfig, wanted: Sequence[str]) -> dict[str, Table]:
     return _from_hub(config, names)
 
 
+def _names_file(config: DataConfig) -> Path | None:
+    """The file with the names of the labels, in the folder of the data or else where the path says."""
+    if config.labels_file is None:
+        return None
+    named, source = Path(config.labels_file).expanduser(), Path(config.source).expanduser()
+    beside = (source if source.is_dir() else source.parent) / named
+    return beside if beside.is_file() else named
+
+
 def load(
     config: DataConfig, required: Sequence[str], generator: torch.Generator, check: RowCheck | None = None
 ) -> Splits:
@@ -314,15 +345,23 @@ def load(
         ConfigError: the settings contradict each other or the data.
     """
     # the protocols make their own test split, so the official one, whose answers are often hidden, is not opened
-    wanted = SPLITS if config.protocol == "given" else ("train", "validation")
+    wanted = ("train", "validation") if config.protocol in ("halve_validation", "carve_train") else SPLITS
     # a label that was named is looked for, also where the task has its answer elsewhere
-    named = config.shots is not None or config.label_names is not None or config.label != "label"
-    needed = tuple(dict.fromkeys((*required, config.label))) if named else required
+    names = (config.label_names, config.labels_file)
+    by_label = config.shots is not None or config.classes != "all" or names != (None, None) or config.label != "label"
+    needed = tuple(dict.fromkeys((*required, config.label))) if by_label else required
     notes: list[str] = []
     found: dict[str, list[tuple[str, int, Example]]] = {}
     units: dict[str, str] = {}
     skipped: dict[str, tuple[int, ...]] = {}
-    for split, table in _renamed(_tables(config, wanted), config.rename).items():
+    tables = _renamed(_tables(config, wanted), config.rename)
+    if config.classes != "all" or config.labels_file is not None:
+        tables, about_classes = with_classes(
+            tables, config.label, config.classes, config.label_names, _names_file(config)
+        )
+        notes += about_classes
+    for split, table in tables.items():
+        notes += table.notes
         usable, about_skipped = _usable(split, table, needed, config, check)
         found[split] = [(split, number, row) for number, row in usable.rows.items()]
         units[split] = f"{table.name} {table.unit}"
@@ -331,13 +370,13 @@ def load(
     if config.protocol != "given":
         found, note = follow_protocol(config.protocol, found)
         notes.append(note)
-    found, more = complete(found, config.shots, lambda row: row[2][config.label], generator)
+    found, more = complete(found, config.shots, lambda row: row[2][config.label], generator, config.validation_shots)
     for split, size in (("train", config.train_size), ("validation", config.validation_size)):
         if size is not None:
             with naming(split):
                 found[split], _ = sample(found[split], size, generator)
     examples = {split: [row for _, _, row in rows] for split, rows in found.items()}
-    odd = [] if check is None else check.notes(found, units)
+    odd = [] if check is None else check.notes(found, units, {split: table.names for split, table in tables.items()})
     return Splits(
         **examples,
         hash=split_hash(found),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +23,20 @@ Example = dict[str, Any]
 class Table:
     """What a file holds: `rows` and what is wrong with `bad` ones, by number, counted from 1 in `unit`s.
 
-    `folder`: where relative paths in it begin.
+    `folder`: where relative paths in it begin; `names`: what messages call a row instead of its number; `notes`: what
+    was left out on reading.
     """
 
     name: str
-    unit: Literal["line", "row"]
+    unit: Literal["line", "row", "file"]
     rows: dict[int, Example]
     bad: dict[int, str]
     folder: Path | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The file as text; bytes that are none stand in it as U+DC80 to U+DCFF, for `_no_text` to find.
 
     Raises:
@@ -97,12 +100,12 @@ def _json_line(line: str) -> Example | str:
 
 def _read_jsonl(path: Path) -> Table:
     # split at "\n" alone: str.splitlines also cuts at U+2028, which JSON allows inside a text
-    lines = enumerate(_text(path).split("\n"), start=1)
+    lines = enumerate(text_of(path).split("\n"), start=1)
     return _table(path, "line", ((number, _json_line(line)) for number, line in lines if line.strip()))
 
 
 def _read_json(path: Path) -> Table:
-    text = _text(path)
+    text = text_of(path)
     for line, part in enumerate(text.split("\n"), start=1):
         _no_whole_text(path, part, line)
     try:
@@ -120,7 +123,7 @@ def _read_json(path: Path) -> Table:
 
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, Example | str]]:
     """Each record with the line in which it begins; the first one is the header."""
-    text, begin = _text(path), 1
+    text, begin = text_of(path), 1
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -142,6 +145,19 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, Example | str]]:
         raise DataError(f"{path.name}: a quote is out of place in the row of line {begin} ({error}); {fix}") from None
 
 
+def _listed(line: str) -> Example | str:
+    """A line of a list of images: path and label, between them white space."""
+    parts = line.rsplit(None, 1)
+    if len(parts) < 2:
+        return "not a path and a label (a .txt file is a list of images; texts are .jsonl, .csv or .tsv)"
+    return _no_text(line) or {"image": parts[0].strip(), "label": parts[1]}
+
+
+def _read_list(path: Path) -> Table:
+    lines = enumerate(text_of(path).split("\n"), start=1)
+    return _table(path, "line", ((number, _listed(line.strip())) for number, line in lines if line.strip()))
+
+
 def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet
 
@@ -158,8 +174,12 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": lambda path: _table(path, "line", _records(path, ",")),
     ".tsv": lambda path: _table(path, "line", _records(path, "\t")),
     ".parquet": _read_parquet,
+    ".txt": _read_list,
 }
 """File ending -> reader."""
+
+USUAL_ENDINGS = tuple(ending for ending in READERS if ending != ".txt")
+"""Endings of the files that are looked for; a list of images is named."""
 
 
 def content(folder: Path) -> list[str]:

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
 
-Protocol = Literal["given", "halve_validation", "carve_train"]
+USUAL = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
+"""Split -> the names under which it is looked for."""
+
+Protocol = Literal["given", "halve_validation", "carve_train", "vtab", "vtab_full"]
 
 PROTOCOL_SEED = 42
 """Seed of the splits that ATTEMPT, MPT, DePT and EPT share, whatever the seed of the run."""
@@ -113,19 +116,48 @@ def halve(rows: Sequence[T], seed: int = PROTOCOL_SEED) -> tuple[list[T], list[T
     return carve(rows, len(rows) // 2, seed)
 
 
+VTAB = (800, 200)
+"""Training and validation rows of VTAB-1k (arXiv 1910.04867, section 2)."""
+
+
+def _vtab(protocol: Protocol, splits: Mapping[str, list[T]]) -> tuple[dict[str, list[T]], str]:
+    """A thousand training rows; either 200 of them are kept for validation, or all of them are trained on."""
+    own = next((name for name in ("test", "validation") if splits.get(name)), None)
+    if own is None:
+        raise DataError(f"data.protocol={protocol} needs a test split, and there is none; set data.test")
+    with naming("train"):
+        rows = splits["train"]
+        if len(rows) < sum(VTAB):
+            raise DataError(
+                f"expected at least {sum(VTAB)} rows for data.protocol={protocol}, but there are {len(rows)}"
+            )
+        order = _shuffled(len(rows), torch.Generator().manual_seed(PROTOCOL_SEED))[: sum(VTAB)]
+    train, validation = [rows[place] for place in order[: VTAB[0]]], [rows[place] for place in order[VTAB[0] :]]
+    note = f"{VTAB[0]} training and {VTAB[1]} validation rows out of {len(rows)} (seed {PROTOCOL_SEED})"
+    if protocol == "vtab_full":
+        train = [*train, *validation]
+        note += (
+            f"; all {sum(VTAB)} are trained on, the validation rows among them, so scores on these choose nothing: "
+            "settle the settings with data.protocol=vtab"
+        )
+    return {"train": train, "validation": validation, "test": splits[own]}, f"{note}; the official {own} rows as test"
+
+
 def follow_protocol(protocol: Protocol, splits: Mapping[str, list[T]]) -> tuple[dict[str, list[T]], str]:
-    """Make the test split that a benchmark lacks, as ATTEMPT, MPT and DePT do.
+    """Make the splits of a published protocol: ATTEMPT's, MPT's and DePT's, which make a test split, or VTAB-1k's.
 
     Args:
-        protocol: "halve_validation" (small sets) or "carve_train" (large sets).
-        splits: official train and validation.
+        protocol: "halve_validation" (small sets), "carve_train" (large sets), "vtab" or "vtab_full".
+        splits: official train and validation; for VTAB-1k train, and test or validation.
 
     Returns:
         All three splits, and a note that says what was done.
 
     Raises:
-        DataError: no validation split, or too few rows.
+        DataError: no validation split, or for VTAB-1k no test split, or too few rows.
     """
+    if protocol in ("vtab", "vtab_full"):
+        return _vtab(protocol, splits)
     if "validation" not in splits:
         raise DataError(f"data.protocol={protocol} needs a validation split, and there is none; set data.validation")
     train, official = splits["train"], splits["validation"]
@@ -143,7 +175,11 @@ def follow_protocol(protocol: Protocol, splits: Mapping[str, list[T]]) -> tuple[
 
 
 def complete(
-    splits: Mapping[str, list[T]], shots: int | None, label: Callable[[T], Hashable], generator: torch.Generator
+    splits: Mapping[str, list[T]],
+    shots: int | None,
+    label: Callable[[T], Hashable],
+    generator: torch.Generator,
+    validation_shots: int | None = None,
 ) -> tuple[dict[str, list[T]], list[str]]:
     """Fill in the missing splits, and cut training and validation to `shots` rows per label.
 
@@ -152,6 +188,7 @@ def complete(
         shots: rows per label, or None for all; the test split is never cut.
         label: gives the label of a row.
         generator: the source of chance.
+        validation_shots: rows per label of the validation split, if not as many.
 
     Returns:
         All three splits in their usual order, and notes on what was missing.
@@ -168,7 +205,7 @@ def complete(
             notes.append("no validation file: its rows were chosen per label among the other training rows")
         with naming("validation"):
             pool = others if validation is None else validation
-            validation, _ = k_shot(pool, shots, label, generator, expected=map(label, train))
+            validation, _ = k_shot(pool, validation_shots or shots, label, generator, expected=map(label, train))
     elif validation is None:
         if len(train) < 2:
             raise DataError("no validation file, and a single training row cannot be split; add rows, or a file")

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -61,7 +59,9 @@ def write(tuned: Tuned, folder: str | Path) -> Path:
     matrix = tuned.class_matrix()
     prompt = None if tuned.method is None else tuned.method.fold()
     if prompt is not None and prompt.layers is not None:
-        raise NotFoldable("this prompt also stands among the patches of the image, which no matrix of classes can carry")
+        raise NotFoldable(
+            "this prompt also stands among the patches of the image, which no matrix of classes can carry"
+        )
     backbone: Any = tuned.backbone
     tensors = {WEIGHT: matrix.float().contiguous(), SCALE: backbone.scale.cpu()}
     if prompt is not None and prompt.norms is not None:

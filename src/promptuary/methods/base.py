@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptuary.errors import ConfigError, NotFoldable
-from promptuary.prompts.init import Start, Starting, starting_rows
+from promptuary.prompts.init import Start, Starting, saved_rows, starting_rows
 from promptuary.settings import Settings
 from promptuary.types import Losses, Outputs, Prompt, Shape, View
 
@@ -72,6 +72,31 @@ class SourcedConfig(MethodConfig):
     def origins(self) -> tuple[str, ...]:
         """The sources."""
         return self.sources
+
+
+class ContextConfig(MethodConfig):
+    """Settings of a method whose rows stand among the words of each class, where a text tower reads them."""
+
+    init: Literal["text", "random", "saved"] = Field(
+        "text",
+        description='what a context starts as: the words of "init_text", "random" numbers N(0, 0.02^2), or "saved" '
+        "(init_prompt); Zhou et al. 2022 (CoOp)",
+    )
+    init_text: str | None = Field(
+        "a photo of a", description='the words for init: "text", repeated or cut to m rows; CoOp'
+    )
+    placement: Literal["front", "middle", "end"] = Field(  # type: ignore[assignment]
+        "front",
+        description="where a context stands: before the words of the class (CoOp), half on either side, or behind",
+    )
+    num_virtual_tokens: int = Field(
+        4, ge=1, description="m, rows of a context; CoOp: 4 that start as words, or 16 that start at random"
+    )
+    prompt_lr: float = Field(2e-3, gt=0, description="learning rate of the context; CoOp, with train.optimizer: sgd")
+    lr_unit: Literal["relative", "absolute"] = Field(
+        "absolute", description='"absolute": prompt_lr as it is (CoOp); "relative": times the scale at the start'
+    )
+    weight_decay: float = Field(5e-4, ge=0, description="on everything that is trained; CoOp")
 
 
 @dataclass(frozen=True)
@@ -234,7 +259,9 @@ class Method(nn.Module, abc.ABC):
         if offset is not None:
             offset = replace(offset, left=offset.left.detach().clone(), right=offset.right.detach().clone())
         whole = {name: getattr(found, name) for name in ("rows", "kv", "layers", "context", "norms")}
-        copied = {name: None if value is None else value.detach().clone() for name, value in whole.items()}
+        copied: dict[str, Any] = {
+            name: None if value is None else value.detach().clone() for name, value in whole.items()
+        }
         return replace(found, offset=offset, **copied)
 
     def classes(self, texts: Float[Tensor, "s c h"]) -> Float[Tensor, "s c h"]:
@@ -320,12 +347,7 @@ class Method(nn.Module, abc.ABC):
         config = self.config
         if config.init != "saved":
             return starting_rows(config.init, count, source, text=config.init_text)
-        if source.saved is None:
-            raise ConfigError('method.init is "saved" but method.init_prompt names no prompt folder')
-        rows = source.saved
-        if rows.shape[1] != self.shape.width:
-            raise ConfigError(f"the saved prompt has width {rows.shape[1]}, the backbone {self.shape.width}")
-        return rows.repeat(-(-count // len(rows)), 1)[:count].clone()
+        return saved_rows(count, self.shape.width, source)
 
     def rate(self, group: str) -> float:
         """The learning rate of a group, before it is made relative: the setting `<group>_lr`."""

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig, check_size
 from promptuary.prompts.init import Starting
 from promptuary.types import Prompt, Shape, View
@@ -115,6 +116,10 @@ class Visual(Method):
     def match_budget(cls, config: MethodConfig, length: int, shape: Shape) -> MethodConfig:
         """Fewer rows of a layer, at least one; frozen rows as many as if they were trained."""
         one, two = (cls._numbers(config.model_copy(update={"num_virtual_tokens": rows}), shape) for rows in (1, 2))
+        if one == two:
+            raise ConfigError(
+                f"{cls.name} stands among patches; give the whole shape of a model that sees (backbone.shape)"
+            )
         budget = length * shape.width
         check_size(one, budget, length, "raise it, or set method.deep: false")
         update: dict[str, Any] = {"num_virtual_tokens": 1 + (budget - one) // (two - one)}

@@ -57,7 +57,7 @@ class Saved:
     metrics: Mapping[str, float]
 
     def rows(self) -> Float[Tensor, "n d"]:
-        """It as a static table of rows.
+        """It as a static table of rows; of a context for all classes, its rows.
 
         Raises:
             NotFoldable: it is none.
@@ -66,6 +66,9 @@ class Saved:
             raise NotFoldable(
                 f"the prompt in {self.name} ({self.method}) depends on the input, so it has no static rows"
             )
+        context = self.prompt.context
+        if context is not None and context.shape[:3] == (1, 1, 1) and self.prompt.sites == {"context"}:
+            return context[0, 0, 0]
         try:
             return self.prompt.as_rows()
         except NotFoldable as error:
@@ -94,7 +97,9 @@ class Patches(Protocol):
 class Classes(Protocol):
     """The text side of a frozen model, and the names of the task's classes."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """What the classes are called."""
 
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n h"]:
         """What the text tower says of whole texts, without any prompt; not normalised, float32 on the CPU."""
@@ -105,8 +110,8 @@ class Starting:
     """Everything a method may read when it fills its tensors.
 
     `saved`: rows of an earlier prompt; `labels`: token ids of each answer of the task; `sources`: the earlier prompts
-    that the method's settings name; of models that see: `patches` of the training images, where there are any, `classes`
-    of a task that names them to a text tower, and the `norms` of its blocks as they are, [n, 2, v].
+    that the method's settings name; of models that see: `patches` of the training images, where there are any,
+    `classes` of a task that names them to a text tower, and the `norms` of its blocks as they are, [n, 2, v].
     """
 
     vocabulary: Vocabulary
@@ -160,6 +165,20 @@ def starting_rows(start: Start, count: int, source: Starting, *, text: str | Non
         return vocabulary.embed(starting_ids(start, count, source, text=text))
     width = vocabulary.embed(vocabulary.common(COMMON_TOKENS)[:1]).shape[1]
     return torch.randn(count, width, generator=generator) * vocabulary.rms()
+
+
+def saved_rows(count: int, width: int, source: Starting) -> Float[Tensor, "n d"]:
+    """`count` rows of the earlier prompt that the settings name, repeated or cut.
+
+    Raises:
+        ConfigError: there is none, or it has another width.
+    """
+    if source.saved is None:
+        raise ConfigError('method.init is "saved" but method.init_prompt names no prompt folder')
+    rows = source.saved
+    if rows.shape[1] != width:
+        raise ConfigError(f"the saved prompt has width {rows.shape[1]}, the backbone {width}")
+    return rows.repeat(-(-count // len(rows)), 1)[:count].clone()
 
 
 def starting_prefix(

@@ -167,3 +167,28 @@ def supervised_contrastive(
     count = alike.sum(-1).to(costs.dtype)
     count = count + count_epsilon if count_epsilon > 0 else count.clamp(min=1)
     return (costs.masked_fill(~alike, 0.0).sum(-1) / count).mean()
+
+
+def cosine_distance(found: Float[Tensor, "c h"], wanted: Float[Tensor, "c h"]) -> Float[Tensor, ""]:
+    """1 - the mean cosine of each row with its own partner; half of the mean squared distance of unit vectors.
+
+    Source: KgCoOp's code; the paper writes the squared distance.
+    """
+    return 1 - (unit(found) * unit(wanted)).sum(-1).mean()
+
+
+def text_to_text(learned: Float[Tensor, "c h"], references: Float[Tensor, "l c h"], scale: float) -> Float[Tensor, ""]:
+    """Cross-entropy of sentences that learnt class vectors have to tell apart, mean over sentences.
+
+    Sentence (l, c) is to be taken for class c: the softmax runs over the learnt vectors, not over the sentences.
+
+    Args:
+        learned: unit vectors of the classes.
+        references: features of l sentences about each class, as they shall be compared.
+        scale: of the scores; CLIP's is about 100.
+
+    Source: LASP's code; the paper's equation has a sum.
+    """
+    scores = scale * references @ learned.T
+    right = torch.arange(len(learned), device=learned.device).expand(len(references), -1)
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), right.flatten())

@@ -1,4 +1,4 @@
-"""Gradient descent on the trained tensors: AdamW or Adafactor, a schedule, clipping, a guard against NaN.
+"""Gradient descent on the trained tensors: AdamW, Adafactor or SGD, a schedule, clipping, a guard against NaN.
 
 Knows no method, family or task; devices, processes and files are the trainer's business.
 """
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Trained
 from promptuary.types import Losses
+
+MOMENTUM = 0.9
+"""Of SGD (Zhou et al. 2022, CoOp)."""
 
 
 class GradientConfig(SolverConfig):
@@ -56,7 +59,7 @@ class GradientSolver(Solver):
 
         Args:
             tensors: what is trained.
-            optimizer: "adamw" or "adafactor".
+            optimizer: "adamw", "adafactor" or "sgd".
             schedule: "linear", "cosine" or "constant", each after warm-up.
             steps: length of the schedule.
             warmup: steps of linear warm-up.
@@ -69,6 +72,9 @@ class GradientSolver(Solver):
         ]
         if optimizer == "adamw":
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+        elif optimizer == "sgd":
+            # CoOp and what is built on it: decay is part of the gradient, no Nesterov
+            self.optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
         else:
             # Lester et al. 2021: no parameter scaling, decay 0.8, the rate is given from outside
             self.optimizer = transformers.optimization.Adafactor(

@@ -203,6 +203,10 @@ class Task(abc.ABC):
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """One example's scores as an answer."""
 
+    def spoken_as(self, name: str) -> str:
+        """How what an answer is called is put into words, see `names`; also of what is no answer of this task."""
+        return name
+
     def decode_text(self, text: str) -> Prediction:
         """A written text as an answer."""
         return Prediction(text.strip())

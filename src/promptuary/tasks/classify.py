@@ -93,8 +93,9 @@ class Classify(Task):
             twice = next(label for label in given if given.count(label) > 1)
             raise ConfigError(f"task.labels: the label {twice!r} stands twice; keep one of them")
         names = given if isinstance(given, dict) else {label: spoken(label) for label in given}
-        template = "{}" if isinstance(given, dict) else self.settings.label_template
-        verbaliser = {label: template.replace("{}", name) for label, name in names.items()}
+        verbaliser = (
+            names if isinstance(given, dict) else {label: self.spoken_as(name) for label, name in names.items()}
+        )
         if len(verbaliser) < 2:
             origin = (
                 "" if self.settings.labels is not None else f" in field {self.settings.label!r} of the training data"
@@ -168,6 +169,10 @@ class Classify(Task):
         """Cross-entropy among the labels, summed."""
         assert batch.target is not None
         return torch.nn.functional.cross_entropy(scores.float(), batch.target, reduction="sum")
+
+    def spoken_as(self, name: str) -> str:
+        """The name, as words, in the label template."""
+        return self.settings.label_template.replace("{}", spoken(name))
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """The best label, and probabilities among the labels."""

@@ -152,7 +152,10 @@ def _expect_same(model: Any, plain: Any, when: str) -> None:
     inputs = {"input_ids": torch.tensor([[7, 8, 9, 10]])}
     if model.main_input_name == "pixel_values" or "pixel_values" in inspect.signature(type(model).forward).parameters:
         pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        inputs = {"pixel_values": pixels, **(inputs if "input_ids" in inspect.signature(type(model).forward).parameters else {})}
+        inputs = {
+            "pixel_values": pixels,
+            **(inputs if "input_ids" in inspect.signature(type(model).forward).parameters else {}),
+        }
     if "decoder_start_token_id" in model.config.to_dict() and model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([[1, 7]])
     with torch.no_grad():

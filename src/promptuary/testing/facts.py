@@ -97,5 +97,5 @@ def families_of(method: type[Method]) -> list[str]:
 
 
 def _has(method: type[Method], family: str) -> bool:
-    sites: frozenset[str] = registry.load("backbones", family).sites
-    return method.sites <= sites
+    known = registry.load("backbones", family)
+    return method.sites <= known.sites and known.modality in method.modalities

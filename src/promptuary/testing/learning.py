@@ -23,7 +23,7 @@ from promptuary.errors import ConfigError, FingerprintError, Interrupted
 from promptuary.listening import Listener
 from promptuary.population import Population
 from promptuary.run import BaselineRun
-from promptuary.testing.case import TEXTS, Case, expect, expect_close, expect_raised, gradient, logged
+from promptuary.testing.case import Case, expect, expect_close, expect_raised, gradient, logged
 from promptuary.training import train
 from promptuary.types import Shape
 
@@ -97,7 +97,9 @@ def saved_prompt_predicts_the_same(case: Case) -> None:
     tuned = case.tuned()
     checkpoint.save_prompt(tuned, case.folder / "saved")
     again = checkpoint.load_prompt(case.folder / "saved", tuned.backbone)
-    expect(tuned.predict(case.examples()) == again.predict(case.examples()), "the loaded prompt predicts something else")
+    expect(
+        tuned.predict(case.examples()) == again.predict(case.examples()), "the loaded prompt predicts something else"
+    )
 
 
 def another_base_is_refused(case: Case) -> None:

@@ -145,9 +145,10 @@ def test_cut_and_shared_sequences_change_nothing(
         same(gradient, found[0][1])
 
 
-@pytest.mark.parametrize("count", [1, 2, 60])
-def test_any_number_of_classes(count: int) -> None:
-    names, context = (NAMES * 12)[:count], vectors(1, 1, 1)
+@pytest.mark.parametrize(("count", "rows"), [(1, ROWS), (2, ROWS), (60, ROWS), (40, 60)])
+def test_any_number_of_classes(count: int, rows: int) -> None:
+    """With many rows, one sequence of several classes has more tokens than the model has positions."""
+    names, context = (NAMES * 12)[:count], vectors(1, 1, 1, rows)
     made, plain = tower("clip"), tower("clip", truncate=False, share=False)
     found = value_and_gradient(made.features(*words(made, names), context), context)
     expected = value_and_gradient(plain.features(*words(plain, names), context), context)

@@ -134,6 +134,8 @@ def test_a_budget_gives_the_most_rows_that_fit(settings: dict[str, Any]) -> None
         assert VPT.count(trained, SMALL) <= length * 32 < VPT.count(more, SMALL)
     with pytest.raises(ConfigError, match="match_length 11 gives 8448 parameters, but the smallest form has 9216"):
         VPT.match_budget(VPTConfig(), 11, BASE)
+    with pytest.raises(ConfigError, match="vpt stands among patches; give the whole shape"):
+        VPT.match_budget(VPTConfig(**settings), 11, Shape(768))
 
 
 @pytest.mark.parametrize(

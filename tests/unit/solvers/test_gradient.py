@@ -82,7 +82,20 @@ def test_the_first_step_of_adamw_is_the_rate_against_the_sign_and_decay_shrinks(
     assert torch.allclose(weight, was * (1 - 0.1 * 0.01) - 0.1 * weight.grad.sign(), atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_sgd_moves_by_the_gradient_with_its_decay_and_nine_tenths_of_the_move_before() -> None:
+    made = Squares()
+    solving, moves = solver(made, optimizer="sgd", clip=1e9), [torch.zeros(()), torch.zeros(())]
+    rates = ((0.1, 0.01), (0.02, 0.0))
+    for seed in range(3):
+        before = [parameter.detach().clone() for parameter in made.parameters]
+        solving.step(made, [batch(seed=seed)], 7)
+        # the gradients are still there
+        for place, (was, now, (rate, decay)) in enumerate(zip(before, made.parameters, rates, strict=True)):
+            moves[place] = 0.9 * moves[place] + now.grad + decay * was
+            torch.testing.assert_close(now.detach(), was - rate * moves[place], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 def test_training_reaches_the_optimum(optimizer: str) -> None:
     made = Squares()
     solving = solver(made, optimizer=optimizer, schedule="linear", steps=400)
@@ -153,7 +166,7 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     assert all(torch.equal(again[0][name], value) for name, value in state[0].items())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 def test_an_update_that_overflows_is_taken_back_with_its_moments(optimizer: str) -> None:
     made = Squares()
     solving = solver(made, optimizer=optimizer)
@@ -198,7 +211,7 @@ def test_a_stop_between_parts_changes_nothing() -> None:
     assert solving.state()[1] == state[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 @pytest.mark.parametrize("schedule", FORMULAS)
 def test_a_restored_solver_goes_on_bit_for_bit(optimizer: str, schedule: str) -> None:
     settings = {"optimizer": optimizer, "schedule": schedule, "warmup": 3}
