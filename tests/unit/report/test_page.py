@@ -1,4 +1,4 @@
-"""The page as a whole: what it says, that it is whole by itself, that nothing in it is run, and how large it may become.
+"""The page as a whole: what it says, that it is whole by itself, that nothing in it is run, how large it may become.
 
 Knows no command line.
 """
