@@ -112,7 +112,7 @@ CELLS = [
          functools.partial(ways, classes),
          (Target(SHARED, USUAL, 1 / bound), Target(SHARED, USUAL, 0.15, "saved_bytes")),
          extra=functools.partial(apart, classes))
-    for classes, rows, images, bound in ((20, 16, 8, 15), (50, 4, 4, 12), (20, 16, 32, 15))
+    for classes, rows, images, bound in ((20, 16, 8, 15), (50, 4, 4, 12))
 ]  # fmt: skip
 
 

@@ -278,3 +278,13 @@ def bootstrap_interval(
     means = np.concatenate([scores[one].mean(axis=1) for one in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """2 b n / (b + n); 0 where both are.
+
+    Args:
+        base: a score on the classes that were trained on.
+        new: the same on the others.
+    """
+    return 2 * base * new / (base + new) if base + new else 0.0

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cells
+import classes
 import clock
 import ept_cost
 import shapes
@@ -27,7 +28,8 @@ ONE_OF_EACH = ["GPT-2, l=100", "BERT, l=20", "T5, l=100, texts short", "T5, drop
 @pytest.mark.parametrize(
     "cell",
     [cell for cell in speed.CELLS if cell.name in ONE_OF_EACH]
-    + [cell for cell in ept_cost.CELLS if cell.name in ("T5, texts of 64", "EPT's batch")],
+    + [cell for cell in ept_cost.CELLS if cell.name in ("T5, texts of 64", "EPT's batch")]
+    + classes.CELLS[:1],
     ids=lambda cell: cell.name,
 )
 def test_every_kind_of_cell_runs_and_counts(cell: cells.Cell) -> None:
@@ -42,6 +44,10 @@ def test_every_kind_of_cell_runs_and_counts(cell: cells.Cell) -> None:
         assert len(row["seconds"]) == row["rounds"] == 1
         assert (row["saved_bytes"] is None) == cell.whole_pass
     found = {row["cell"][1]: row for row in rows}
+    if classes.SHARED in found:
+        counted = [found[name]["flops"] for name in (classes.SHARED, classes.CUT, classes.CACHED)]
+        assert counted == sorted(counted)
+        assert rows[0][f"gradient difference, {classes.SHARED}"] < 1e-5
     if speed.PLAIN in found:  # what is switched off is work; PEFT does all of it
         assert found[speed.DEFAULT]["flops"] < found[speed.PLAIN]["flops"] <= found[speed.PEFT]["flops"]
     if speed.NARROW in found:
@@ -58,13 +64,17 @@ def test_a_twin_shares_its_weights_and_a_half_does_not() -> None:
 
 
 def test_names_of_cells_are_unique() -> None:
-    names = [cell.name for cell in (*speed.CELLS, *ept_cost.CELLS)]
+    names = [cell.name for cell in (*speed.CELLS, *ept_cost.CELLS, *classes.CELLS)]
     assert len(set(names)) == len(names)
     assert set(ONE_OF_EACH) < set(names)
 
 
 def test_rows_stand_for_every_cell_and_say_where_they_are_from() -> None:
-    for known, path in ((speed.CELLS, speed.ROWS), (ept_cost.CELLS, ept_cost.ROWS)):
+    for known, path in (
+        (speed.CELLS, speed.ROWS),
+        (ept_cost.CELLS, ept_cost.ROWS),
+        (classes.CELLS, classes.ROWS),
+    ):
         rows = cells.read(path)
         assert {row["cell"][0] for row in rows} == {cell.name for cell in known}
         for row in rows:

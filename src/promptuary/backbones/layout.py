@@ -71,7 +71,7 @@ def sides(placement: Placement, rows: int) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(found["before_answer"]), tuple(found["after_answer"])
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def arranged(
     lengths: tuple[int, ...],
     words: int,

@@ -228,7 +228,7 @@ class CausalTower(Tower):
 
 @final
 class PaddedTower(Tower):
-    """SigLIP: looks in both directions at its padding too and is read at the last position of the longest sequence.
+    """SigLIP: looks in both directions, at its padding behind the words too, and is read at the last of all positions.
 
     Nothing is cut or shared, whatever `truncate` and `share` say: neither would be exact.
     """
@@ -304,7 +304,6 @@ class MaskedTower(Tower):
 _KINDS: dict[str, type[Tower]] = {
     "clip": CausalTower,
     "siglip": PaddedTower,
-    "siglip2": PaddedTower,
     "vision-text-dual-encoder": MaskedTower,
 }
 
@@ -313,7 +312,8 @@ def tower_of(model: Any, tokenizer: Any, *, truncate: bool = True, share: bool =
     """The text tower of a two-tower model.
 
     Args:
-        model: a CLIP, SigLIP, SigLIP 2 or vision-text dual encoder of transformers.
+        model: a CLIP, SigLIP or vision-text dual encoder of transformers. SigLIP 2 of one image size is a SigLIP model;
+            the one of any image size is not taken.
         tokenizer: of its text.
         truncate: see `Tower`; off, every sequence is as long as the model's longest.
         share: see `Tower`; off, each class has a sequence of its own.

@@ -14,7 +14,7 @@ from torch import Tensor
 from promptuary.backbones.layout import arranged, sides
 from promptuary.backbones.tower import Tower, tower_of
 from promptuary.errors import ConfigError
-from promptuary.testing import tiny_pairs
+from promptuary.testing import tiny, tiny_pairs
 from promptuary.types import Placement
 
 NAMES = ["cat", "old dog", "red green bird . one two", "sea", "very small fish"]
@@ -232,10 +232,18 @@ def test_contexts_that_do_not_fit_are_refused() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    from promptuary.testing import tiny
-
     with pytest.raises(ConfigError, match="no two-tower model"):
         tower_of(tiny.model("bert"), tiny.tokenizer())
+    with pytest.raises(ConfigError, match="puts no end token"):
+        tower_of(tiny_pairs.clip(), tiny.tokenizer(specials="none"))
+    without = tiny_pairs.pair()
+    without.text_model.pooler = None
+    with pytest.raises(ConfigError, match="has no pooler"):
+        tower_of(without, tiny_pairs.tokenizer("pair"))
+    of_clip = tiny_pairs.pair()
+    of_clip.text_model = tiny_pairs.clip().text_model
+    with pytest.raises(ConfigError, match="no text tower that is known"):
+        tower_of(of_clip, tiny_pairs.tokenizer("clip"))
 
 
 def test_rows_are_taken_in_the_order_of_the_places() -> None:
