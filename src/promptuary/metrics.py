@@ -120,16 +120,15 @@ def per_class_accuracy(
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """H = 2 b n / (b + n) of the accuracies on base and on new classes; 0.0 where both are 0.
+    """H = 2 b n / (b + n) of a score on base and on new classes; 0.0 where one of them is not above 0.
 
     Source: Xian et al. 2017 (arXiv 1703.04394), as CoCoOp (arXiv 2203.05557) and its followers use it.
 
-    Raises:
-        ValueError: one is below 0.
+    Args:
+        base: on the classes that were trained on.
+        new: the same on the others.
     """
-    if base < 0 or new < 0:
-        raise ValueError(f"expected accuracies of at least 0, got {base} and {new}")
-    return 2 * base * new / (base + new) if base + new > 0 else 0.0
+    return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
@@ -278,13 +277,3 @@ def bootstrap_interval(
     means = np.concatenate([scores[one].mean(axis=1) for one in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """2 b n / (b + n); 0 where both are.
-
-    Args:
-        base: a score on the classes that were trained on.
-        new: the same on the others.
-    """
-    return 2 * base * new / (base + new) if base + new else 0.0

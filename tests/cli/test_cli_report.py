@@ -5,6 +5,7 @@ Knows no other verb.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,38 @@ def test_a_prompt_for_images_gets_a_page_with_pictures_and_maps(seeing: Path, tm
     assert content.count('<img src="data:image/jpeg') == 8
     assert 'class="overlay"' in content
     assert "<dd><bdi>vpt</bdi></dd>" in content
+
+
+def test_a_run_on_base_classes_gets_the_scores_on_new_ones_too(tmp_path: Path, here: Run) -> None:
+    tiny.save(tmp_path / "base", "dual")
+    write_images(tmp_path / "data")
+    for split in ("train", "validation", "test"):
+        for old, label in (("positive", "cat"), ("negative", "dog")):
+            (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / label)
+            shutil.copytree(tmp_path / "data" / split / label, tmp_path / "data" / split / f"{label}fish")
+    run = tmp_path / "run.yaml"
+    settings = {
+        "task": {"name": "classify", "image": "image"},
+        "data": {"source": str(tmp_path / "data"), "classes": "base"},
+        "backbone": {"model": str(tmp_path / "base"), "device": "cpu"},
+        "method": {"name": "coop", "num_virtual_tokens": 2, "init": "random"},
+        "train": {"steps": 2, "batch_size": 4, "threads": 1},
+        "out": str(tmp_path / "trained"),
+    }
+    run.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    trained = here("train", run, "--json")
+    assert trained.code == 0, trained.err
+    file = tmp_path / "page.html"
+    said = here("evaluate", tmp_path / "trained", "--report", file, "--json").json
+    assert said["scores"] == trained.json["metrics"]
+    assert "new_accuracy" in said["scores"]
+    content = file.read_text(encoding="utf-8")
+    assert "Accuracy on new classes" in content
+    assert "H = 2 · base · new / (base + new)" in content
+    # of other data, or of other rows, nobody knows which classes are new
+    changed = here("evaluate", tmp_path / "trained", "--set", "data.max_length=32", "--json").json
+    validation = here("evaluate", tmp_path / "trained", "--split", "validation", "--json").json
+    assert changed["scores"].keys() == validation["scores"].keys() == {"accuracy", "macro_f1"}
 
 
 @pytest.mark.parametrize(

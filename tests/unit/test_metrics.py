@@ -117,9 +117,9 @@ def test_the_harmonic_mean_is_scipys_and_never_above_twice_the_smaller(base: flo
     assert found <= 2 * min(base, new) + 1e-12
 
 
-def test_the_harmonic_mean_of_a_negative_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 0"):
-        metrics.harmonic_mean(-0.1, 0.5)
+@pytest.mark.parametrize("pair", [(-0.1, 0.5), (0.5, -0.5), (-1.0, -1.0), (0.0, 0.0)])
+def test_the_harmonic_mean_with_a_score_that_is_not_above_zero_is_zero(pair: tuple[float, float]) -> None:
+    assert metrics.harmonic_mean(*pair) == 0.0
 
 
 def test_a_constant_answer_that_is_no_exact_binary_number_has_no_correlation() -> None:

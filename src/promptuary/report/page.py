@@ -24,15 +24,17 @@ SHOWN = 12
 LOOKED = 4
 """Most images with maps of attention; our choice."""
 
-SHARES = ("accuracy", "macro_f1", "f1", "exact_match", "token_f1", "new_accuracy", "harmonic_mean")
+SHARES = ("accuracy", "macro_f1", "f1", "exact_match", "token_f1")
 """Scores from 0 to 1 that read well as per cent."""
 
 NAMES = {
     "accuracy": "Accuracy", "macro_f1": "Macro F1", "f1": "F1", "matthews": "Matthews correlation",
     "pearson": "Pearson correlation", "spearman": "Spearman correlation", "mean_squared_error": "Mean squared error",
     "exact_match": "Exact match", "token_f1": "Token F1",
-    "new_accuracy": "New classes", "harmonic_mean": "Harmonic mean",
 }  # fmt: skip
+
+NEW, HARMONIC = "new_", "harmonic_mean"
+"""How the scores on new classes begin, and what stands for both; see `base_to_new`, which loads torch."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def render(
         count=len(examples),
         notes=notes,
         scores=headlines(found.scores, task.metrics[0], found.interval),
-        compares="new_accuracy" in found.scores,
+        compares=NEW + task.metrics[0] in found.scores,
         classes=matrix.by_class(found.gold, answers, labels) if labels else None,
         wrong=parts[0],
         right=parts[1],
@@ -121,23 +123,27 @@ def render(
 
 
 def headlines(scores: Mapping[str, float], primary: str, interval: tuple[float, float] | None) -> list[Score]:
-    """Scores as they are read; with base and new classes, the harmonic mean of both as well."""
-    told = dict(scores)
-    compares = "accuracy" in told and "new_accuracy" in told
+    """Scores as they are read, the first one with its interval; with base and new classes, the harmonic mean too."""
+    told, new = dict(scores), NEW + primary
+    compares = primary in told and new in told
     if compares:
-        told["harmonic_mean"] = metrics.harmonic_mean(told["accuracy"], told["new_accuracy"])
-        first = ("accuracy", "new_accuracy", "harmonic_mean")
+        told.setdefault(HARMONIC, metrics.harmonic_mean(told[primary], told[new]))
+        first = (primary, new, HARMONIC)
         told = {name: told[name] for name in (*first, *(other for other in told if other not in first))}
-    return [_score(name, value, interval if name == primary else None, compares) for name, value in told.items()]
+    found = []
+    for name, value in told.items():
+        plain = primary if name == HARMONIC else name.removeprefix(NEW)
+        where = " on new classes" if name != plain else " on base classes" if NEW + name in told else ""
+        called = "Harmonic mean" if name == HARMONIC else NAMES.get(plain, plain) + where
+        found.append(_score(called, value, interval if name == primary else None, share=plain in SHARES))
+    return found
 
 
-def _score(name: str, value: float, interval: tuple[float, float] | None, compares: bool) -> Score:
-    share = name in SHARES and math.isfinite(value)
+def _score(called: str, value: float, interval: tuple[float, float] | None, *, share: bool) -> Score:
+    share = share and math.isfinite(value)
     low, high = interval or (0.0, 0.0)
     words = "" if interval is None else f"95 % interval: {100 * low:.1f} to {100 * high:.1f} %"
-    shown = percent(value) if share else f"{value:.4f}"
-    called = "Base classes" if compares and name == "accuracy" else NAMES.get(name, name)
-    return Score(called, shown, value if share else None, words, low, high)
+    return Score(called, percent(value) if share else f"{value:.4f}", value if share else None, words, low, high)
 
 
 def percent(value: float) -> str:

@@ -179,10 +179,19 @@ def test_base_and_new_classes_come_with_their_harmonic_mean_and_what_it_means(tm
     examples = [{"text": "a cat", "label": "red"}]
     found = said(["red"], ["red"], ["red", "blue"], accuracy=0.8, new_accuracy=0.6)
     words = Reader(page.render(ABOUT, found, tuned, examples)).words
-    assert "Base classes 80.0 %" in words
-    assert "New classes 60.0 % Harmonic mean 68.6 %" in words
+    assert "Accuracy on base classes 80.0 %" in words
+    assert "Accuracy on new classes 60.0 % Harmonic mean 68.6 %" in words
     assert "H = 2 · base · new / (base + new)" in words
     assert "Nothing was confused." in words
+
+
+def test_the_harmonic_mean_is_of_the_first_score() -> None:
+    scores = {"macro_f1": 0.5, "accuracy": 0.9, "new_macro_f1": 0.5, "new_accuracy": 0.9, "harmonic_mean": 0.5}
+    found = [(one.name, one.shown) for one in page.headlines(scores, "macro_f1", (0.4, 0.6))]
+    assert found == [
+        ("Macro F1 on base classes", "50.0 %"), ("Macro F1 on new classes", "50.0 %"), ("Harmonic mean", "50.0 %"),
+        ("Accuracy on base classes", "90.0 %"), ("Accuracy on new classes", "90.0 %"),
+    ]  # fmt: skip
 
 
 def test_numbers_are_shown_by_how_far_they_are_off(tmp_path: Path) -> None:
