@@ -229,9 +229,7 @@ class LASP(Method):
         assert own is not None
         return own
 
-    def text_loss(
-        self, texts: Float[Tensor, "g k h"], scale: float, chance: Chance | None = None
-    ) -> Float[Tensor, ""]:
+    def text_loss(self, texts: Float[Tensor, "g k h"], scale: float, chance: Chance | None = None) -> Float[Tensor, ""]:
         """L_text = -mean_lc log softmax_i(s <h_lc, t_gi>)_c, i over all classes, g the group of sentence l.
 
         Every sentence counts alike, whatever the groups are; images have no part in it.
