@@ -59,13 +59,12 @@ class Course:
             self.folders = (place,)
             self.taught = method = build_method(run.method, shape_of(backbone, self.task))
             self.learner = Tuned(backbone, self.task, method, max_length=length)
-            start = load_start(method.config, backbone)
-            seen = {"examples": self.splits.train, "augment": run.data.augment}
-            self.learner.initialise(generator, *start, **seen)
+            saved, sources = load_start(method.config, backbone)
+            self.learner.initialise(generator, saved, sources, self.splits.train, run.data.augment)
             if not self.learner.trained():
                 raise ConfigError(
-                    f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, or "
-                    "method.frozen: false"
+                    f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, "
+                    "or method.frozen: false"
                 )
         self.feed = Feed(run, self.splits, self.learner)
         self.new = new_classes(run, self.learner)
