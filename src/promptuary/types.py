@@ -89,9 +89,11 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """How many rows stand among the text, or the patches."""
+        """How many rows stand among the text or the patches, or in the text of each class."""
         if self.layers is not None:
             return int(self.layers.shape[2])
+        if self.context is not None:
+            return int(self.context.shape[3])
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property
