@@ -285,7 +285,7 @@ class Outputs:
     log-probability of the right answer.
     `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
     `texts` [s, c, h]: what a text tower says of each class under each set of contexts, not normalised; the task's
-    classes first, then those of the method's `more_words`.
+    classes first, then those of the method's `more_words`; `scale`: what that model multiplies a cosine by.
     `target` [b]: the right answers, class index or value; absent outside training.
     `taught`: what the same model says under the method's teacher, without gradients; of training alone.
     """
@@ -296,6 +296,7 @@ class Outputs:
     answer: Float[Tensor, "b h"] | None = None
     words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
     texts: Float[Tensor, "s k h"] | None = None
+    scale: float | None = None
     target: Tensor | None = None
     taught: Outputs | None = None
 
