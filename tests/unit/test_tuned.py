@@ -18,6 +18,7 @@ from promptuary import match_budget, registry
 from promptuary.building import build_method
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, DataError, FingerprintError, NotFoldable, SiteError
+from promptuary.testing.case import case_of
 from promptuary.testing.facts import families_of
 from promptuary.tuned import Tuned
 from promptuary.types import Prompt
@@ -217,6 +218,13 @@ def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
     with made.attach(made.backbone.model), pytest.raises(SiteError, match="already carries a prompt"), made.attach():
         pass
     with pytest.raises(NotFoldable), Tuned(made.backbone, made.task).attach(tiny.model("llama")):
+        pass
+
+
+@pytest.mark.parametrize(("name", "family"), [("vpt", "vision"), ("coop", "dual")])
+def test_a_prompt_for_images_cannot_be_attached(name: str, family: str, tmp_path: Path) -> None:
+    made = case_of(registry.load("methods", name), family, tmp_path).tuned()
+    with pytest.raises(SiteError, match="use predict"), made.attach():
         pass
 
 
