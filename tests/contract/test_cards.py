@@ -16,7 +16,6 @@ from promptuary import registry
 from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
-from promptuary.run import Run
 from promptuary.testing import tiny
 from promptuary.testing.case import Case, case_of, write_images
 from promptuary.training import train
@@ -48,7 +47,9 @@ def test_the_card_of_a_reconstruction_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the run files of images find their folder, `images`
-    run = load_run(ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run"))
+    run: Any = load_run(
+        ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run")
+    )
     run = run.model_copy(update={"train": run.train.model_copy(update={"epochs": None})})
     family = "encoder" if run.backbone.family == "auto" else run.backbone.family
     if run.task.image is not None:
@@ -60,7 +61,7 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: p
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 
-def small(run: Run) -> Run:
+def small(run: Any) -> Any:
     """A run on a few rows, whose label words are in the tiny vocabulary, which knows other words than the real one."""
     fields = (run.task.image or "text", "label")
     whole = run.data.model_copy(update={"shots": None})
