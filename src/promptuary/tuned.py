@@ -1,6 +1,7 @@
 """A frozen backbone, a method and a task put together: what is trained, evaluated, saved and used.
 
 Knows no files, optimisers or progress bars, and no method, baseline, family or task by name.
+Slightly longer than most files: it is the one object that users and all verbs hold.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
 from promptuary.baselines.base import Baseline
 from promptuary.data.augment import AugmentConfig
-from promptuary.data.collate import Row, collate, pad_candidates
-from promptuary.errors import ConfigError, NotFoldable
+from promptuary.data.collate import Row, collate
+from promptuary.errors import ConfigError
 from promptuary.files import digest_of
+from promptuary.matching import class_matrix, match
 from promptuary.methods.base import Group, Method
 from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
@@ -30,7 +31,7 @@ from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
 from promptuary.starting import seen
 from promptuary.tasks.base import Task
-from promptuary.types import ANSWER, Batch, Candidates, Losses, Outputs, Prediction, Prompt, View
+from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
 
 
 class Tuned(nn.Module):
@@ -346,54 +347,17 @@ class Tuned(nn.Module):
         with torch.autocast(self.backbone.device.type, enabled=False):
             return self.method.scores(outputs)
 
-    @cached_property
-    def _class_words(self) -> Candidates:
-        """The task's words, and behind them those that the method sees in training."""
-        more = () if self.method is None else self.method.more_words
-        spoken = [self.backbone.answer_ids(self.task.spoken_as(word)) for word in more]
-        return pad_candidates([*self.asking.word_ids, *spoken]).to(self.backbone.device)
-
     def match(self, answer: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Images against classes, on a backbone with a text tower.
+        """Features of images against the task's classes, and the texts' features; see `matching.match`."""
+        return match(self, answer, prompt)
 
-        Args:
-            answer: features of images, [b, h].
-            prompt: of these images.
-
-        Returns:
-            Scores [b, c], and the text features [s, k, h] that they come from; in training those of the method's own
-            words stand behind those of the task's.
-        """
-        count = len(self.asking.word_ids)
-        words = self._class_words
-        if not self.training or words.ids.shape[0] == count:
-            words = Candidates(words.ids[:count], words.mask[:count])
-        texts = self.backbone.texts(prompt, words).float()
-        return self.backbone.match(answer, self._vectors(texts[:, :count], prompt)), texts
-
-    def _vectors(self, texts: Tensor, prompt: Prompt) -> Tensor:
-        """What each class is compared by: [1, c, h], or [b, c, h] where each image has its own."""
-        with torch.autocast(self.backbone.device.type, enabled=False):
-            vectors = nn.functional.normalize(texts, dim=-1) if self.method is None else self.method.classes(texts)
-        return vectors if prompt.by_row else vectors.mean(0, keepdim=True)
-
-    @torch.no_grad()
     def class_matrix(self) -> Tensor:
-        """The vector of each class, [c, h], on the CPU: an image's unit feature times these and the scale scores it.
+        """The vector of each class, [c, h]: what the prompt makes of their texts; see `matching.class_matrix`.
 
         Raises:
             NotFoldable: the classes' texts depend on the image, or this model has no text tower.
         """
-        if "texts" not in self.backbone.abilities or self.task.reading != "words":
-            raise NotFoldable(
-                "only a task with label words on a model with a text tower (dual) has a matrix of classes"
-            )
-        if self.method is not None and self.method.depends:
-            raise NotFoldable(f"the class texts of {self.method.name} depend on the image: there is no single matrix")
-        prompt = Prompt() if self.method is None else self.method.fold()
-        count = len(self.asking.word_ids)
-        words = Candidates(self._class_words.ids[:count], self._class_words.mask[:count])
-        return self._vectors(self.backbone.texts(prompt, words).float(), prompt)[0].cpu()
+        return class_matrix(self)
 
     def weight(self, batch: Batch) -> int:
         """What the mean loss of a batch is taken over: examples, or tokens of the answers."""
