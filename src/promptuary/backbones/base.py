@@ -308,7 +308,8 @@ class Backbone(abc.ABC):
         Raises:
             FingerprintError: says what differs and names both models.
         """
-        differing = load.differing(self.identity, expected)
+        prepared = {"tokenizer": "preparation of images"} if self.modality == "image" else {}
+        differing = [prepared.get(part, part) for part in load.differing(self.identity, expected)]
         if differing:
             raise FingerprintError(
                 f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
