@@ -41,7 +41,7 @@ ROWS = {"num_virtual_tokens": 10}
 EPOCHS, BATCH, EPOCH = 8, 8, 10
 """The last are the steps of an epoch: 80 images, 8 at a time."""
 TUNED, TUNING_SEED = "vpt, deep", 100
-GRID = tuple((prompt, head) for prompt in (5e-3, 5e-2) for head in (1e-3, 5e-3))
+GRID = ((5e-3, 1e-3), (5e-3, 5e-3), (5e-2, 1e-3), (1e-3, 1e-3), (5e-3, 3e-4))
 """Rates of the rows and of the head, tried with VPT deep alone; the best pair is everybody's."""
 
 
