@@ -58,7 +58,7 @@ def _all(deep: bool) -> dict[str, Contender]:
     depth = "deep" if deep else "shallow"
     vpt = f"vpt, {depth}"
     found = {vpt: Contender({"method": {"name": "vpt", "deep": deep, **ROWS}}, vpt)}
-    for way in ("random", "mean", "max", "kmeans"):
+    for way in ("random", "kmeans", "mean", "max"):
         method = {"name": "spt", "deep": deep, "prototypes": way, **ROWS}
         found[f"spt {way}, {depth}"] = Contender({"method": method}, vpt)
     return found
