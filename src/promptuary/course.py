@@ -11,6 +11,7 @@ from typing import Any
 
 from promptuary import checkpoint, files, registry, weights
 from promptuary.backbones.base import Backbone
+from promptuary.base_to_new import NEW, new_classes, with_new
 from promptuary.baselines.base import Baseline
 from promptuary.building import PROMPTS, build_baseline, build_method, shape_of
 from promptuary.config import part_of
@@ -58,8 +59,17 @@ class Course:
             self.folders = (place,)
             self.taught = method = build_method(run.method, shape_of(backbone, self.task))
             self.learner = Tuned(backbone, self.task, method, max_length=length)
-            self.learner.initialise(generator, *load_start(method.config, backbone), examples=self.splits.train)
+            saved, sources = load_start(method.config, backbone)
+            self.learner.initialise(generator, saved, sources, self.splits.train, run.data.augment)
+            if not self.learner.trained():
+                raise ConfigError(
+                    f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, "
+                    "or method.frozen: false"
+                )
         self.feed = Feed(run, self.splits, self.learner)
+        self.new = new_classes(run, self.learner)
+        if self.new is not None:
+            self.feed.rows[NEW] = self.new.rows
 
     @property
     def prompts(self) -> dict[str, Tuned]:
@@ -86,7 +96,7 @@ class Course:
     @property
     def notes(self) -> list[str]:
         """What a person should know about the data."""
-        return [*self.splits.notes, *self.feed.notes()]
+        return [*self.splits.notes, *self.feed.notes(), *(() if self.new is None else self.new.notes)]
 
     @property
     def solver(self) -> str:
@@ -129,9 +139,14 @@ class Course:
     def evaluate(
         self, split: str, *, batch_size: int, interval: bool, check: Callable[[], None] | None = None
     ) -> Evaluation:
-        """Scores on a split; as `evaluation.evaluate`."""
+        """Scores on a split; as `evaluation.evaluate`. Of base classes, the test has scores of the new ones too."""
         examples, rows = getattr(self.splits, split), self.feed.rows[split]
-        return evaluate(self.learner, examples, rows=rows, batch_size=batch_size, interval=interval, check=check)
+        found = evaluate(self.learner, examples, rows=rows, batch_size=batch_size, interval=interval, check=check)
+        if self.new is None or split != "test":
+            return found
+        rows, size = self.feed.rows[NEW], found.batch_size
+        other = evaluate(self.new.tuned, self.new.examples, rows=rows, batch_size=size, interval=False, check=check)
+        return with_new(found, other, self.primary)
 
     def save(self, folder: Path, tested: Any) -> None:
         """Write what was learnt as it is now, with its test scores in the card."""

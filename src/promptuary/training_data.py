@@ -110,12 +110,12 @@ class Feed:
             known = self._views[epoch % len(self._views)][index]
             row = replace(row, encoded=replace(row.encoded, features=known))
         elif config.varies_images:
-            row = self._viewed(index, epoch)
+            row = self._viewed(row, epoch)
         return row
 
-    def _viewed(self, index: int, view: int) -> Row:
+    def _viewed(self, row: Row, view: int) -> Row:
         """A training row with a random view of its image; what is known of the image is not known of its view."""
-        row, place = self.rows["train"][index], (self.run.seed, 4, view, index)
+        place = (self.run.seed, 4, view, row.index)
         image = replace(row.encoded.image, augment=self.run.data.augment, view=place)
         return replace(row, encoded=replace(row.encoded, image=image, features=None))
 
@@ -130,8 +130,8 @@ class Feed:
             return
         store = Features(self.tuned.backbone, config.cache or Path(self.run.out) / FOLDER)
         if config.augment.varies_images:
-            count = range(len(self.rows["train"]))
-            self._views = [store.of([self._viewed(index, view) for index in count], check) for view in range(views)]
+            plain = self.rows["train"]
+            self._views = [store.of([self._viewed(row, view) for row in plain], check) for view in range(views)]
         for split, rows in self.rows.items():
             known = store.of(rows, check)
             self.rows[split] = [

@@ -19,6 +19,7 @@ from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
 from promptuary.baselines.base import Baseline
+from promptuary.data.augment import AugmentConfig
 from promptuary.data.collate import Row, collate, pad_candidates
 from promptuary.errors import ConfigError, NotFoldable
 from promptuary.files import digest_of
@@ -147,6 +148,7 @@ class Tuned(nn.Module):
         saved: Tensor | None = None,
         sources: Sequence[Saved] = (),
         examples: Sequence[Mapping[str, Any]] = (),
+        augment: AugmentConfig | None = None,
     ) -> Tuned:
         """First values of the prompt and of the head.
 
@@ -155,6 +157,7 @@ class Tuned(nn.Module):
             saved: rows of an earlier prompt, for `method.init: saved`.
             sources: the earlier prompts that the method's settings name.
             examples: for training, which a method may look at, without their answers.
+            augment: how training varies their images.
 
         Raises:
             SiteError: the method reads answers as this model, or with these label words, cannot.
@@ -165,7 +168,7 @@ class Tuned(nn.Module):
         if self.baseline is not None:
             self.baseline.install(self.backbone.thaw(), generator)
         if self.method is not None:
-            source = self._starting(generator, saved, sources, examples)
+            source = self._starting(generator, saved, sources, examples, augment)
             self.method.cpu().initialise(source).to(self.backbone.device)
         self.train(self.training)
         if self.method is not None and self.method.own_scores and self._asking is not None and self._asking.words:
@@ -179,7 +182,7 @@ class Tuned(nn.Module):
         """Before the first step of a later stage: the method may fill tensors anew, and say something of it."""
         told: Mapping[str, float] = {}
         if self.method is not None:
-            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources, ()))
+            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources))
             self.method.to(self.backbone.device)
         self.train(self.training)
         return told
@@ -189,11 +192,12 @@ class Tuned(nn.Module):
         generator: torch.Generator,
         saved: Tensor | None,
         sources: Sequence[Saved],
-        examples: Sequence[Mapping[str, Any]],
+        examples: Sequence[Mapping[str, Any]] = (),
+        augment: AugmentConfig | None = None,
     ) -> Starting:
         labels = () if self._asking is None else self._asking.word_ids
         source = Starting(self.backbone.vocabulary, generator, saved, labels, sources)
-        return source if self.backbone.reads_words else seen(source, self.backbone, self._asking, examples)
+        return source if self.backbone.reads_words else seen(source, self.backbone, self._asking, examples, augment)
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 

@@ -546,6 +546,15 @@ class Backbone(abc.ABC):
         """
         raise SiteError(self.lacks("context"))
 
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """What a cosine of image and class is multiplied by.
+
+        Raises:
+            SiteError: this family has no text tower.
+        """
+        raise SiteError(self.lacks("context"))
+
     def tokens(self, batch: Batch, *, position: bool) -> list[Float[Tensor, "b n v"]]:
         """The patch tokens that enter each layer.
 

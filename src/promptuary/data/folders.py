@@ -32,9 +32,9 @@ def image_folders(folder: Path, names: Mapping[str, str | None]) -> dict[str, Ta
         DataError: two folders have usual names of one split, one that was named does not exist, or one holds no images.
     """
     chosen: dict[str, Path] = {}
-    folder = _innermost(folder)
+    source, folder = folder, _innermost(folder)
     for split, name in names.items():
-        usual = [folder / known for known in USUAL[split]] if name is None else [folder / name]
+        usual = [folder / known for known in USUAL[split]] if name is None else [source / name]
         there = [path for path in usual if _holds_classes(path)]
         if len(there) > 1:
             found = " and ".join(path.name for path in there)
@@ -47,7 +47,7 @@ def image_folders(folder: Path, names: Mapping[str, str | None]) -> dict[str, Ta
         return {}
     for split, name in names.items():
         if name is not None and split not in chosen:
-            raise DataError(f"{folder / name} is no folder with a folder of images for each class; check data.{split}")
+            raise DataError(f"{source / name} is no folder with a folder of images for each class; check data.{split}")
     return {split: _table(path, folder) for split, path in chosen.items()}
 
 

@@ -106,7 +106,8 @@ class Picture:
         try:
             return Path(self.source).read_bytes()
         except FileNotFoundError:
-            raise DataError(f"{self.name} does not exist (looked for {self.source})") from None
+            where = "" if self.name == self.source else f" (looked for {self.source})"
+            raise DataError(f"{self.name} does not exist{where}") from None
         except IsADirectoryError:
             raise DataError(f"{self.name} is a folder, not an image") from None
         except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ class CoOp(Method):
     paper = "arXiv 2109.01134"
     sites = frozenset({"context"})
     modalities = frozenset({"image", "text"})
-    tiny: ClassVar = {"num_virtual_tokens": 3, "prompt_lr": 0.05}
+    tiny: ClassVar = {"num_virtual_tokens": 3, "init": "random", "prompt_lr": 0.05}
     groups: ClassVar = {"context": "prompt"}
     Config = CoOpConfig
     context: nn.Parameter

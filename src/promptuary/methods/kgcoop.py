@@ -48,7 +48,7 @@ class KgCoOp(Method):
     paper = "arXiv 2303.13283"
     sites = frozenset({"context"})
     modalities = frozenset({"image", "text"})
-    tiny: ClassVar = {"num_virtual_tokens": 3, "prompt_lr": 0.05}
+    tiny: ClassVar = {"num_virtual_tokens": 3, "init": "random", "prompt_lr": 0.05}
     groups: ClassVar = {"context": "prompt"}
     Config = KgCoOpConfig
     context: nn.Parameter
@@ -94,7 +94,8 @@ class KgCoOp(Method):
             return super().loss(task_loss, outputs)
         assert outputs.texts is not None
         found = outputs.texts[0]
-        away = cosine_distance(found, at_hand(self.references, found, self.name))
+        self.references = at_hand(self.references, found, self.name)
+        away = cosine_distance(found, self.references)
         parts = {"task": float(task_loss.detach()), "knowledge": float(away.detach())}
         return Losses(task_loss + weight * away, parts)
 

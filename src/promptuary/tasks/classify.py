@@ -93,9 +93,7 @@ class Classify(Task):
             twice = next(label for label in given if given.count(label) > 1)
             raise ConfigError(f"task.labels: the label {twice!r} stands twice; keep one of them")
         names = given if isinstance(given, dict) else {label: spoken(label) for label in given}
-        verbaliser = (
-            names if isinstance(given, dict) else {label: self.spoken_as(name) for label, name in names.items()}
-        )
+        verbaliser = given if isinstance(given, dict) else {label: self.spoken_as(label) for label in given}
         if len(verbaliser) < 2:
             origin = (
                 "" if self.settings.labels is not None else f" in field {self.settings.label!r} of the training data"
@@ -117,6 +115,7 @@ class Classify(Task):
                     f"task.labels: two labels have the same label words: {owner!r} and {label!r} both have {words!r}; "
                     "change one of them"
                 )
+        self.pipeline = "text-classification" if self.settings.image is None else "image-classification"
         self.labels = tuple(verbaliser)
         self.words = tuple(verbaliser.values())
         self.names = tuple(names.values())

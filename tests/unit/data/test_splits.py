@@ -126,3 +126,38 @@ def test_the_hash_sees_content_order_origin_and_split() -> None:
     assert len(set(hashes)) == len(hashes)
     assert {len(name) for name in hashes} == {16}
     assert hashes[0] == split_hash({"train": [("train", 1, {"label": "a", "text": "é"}), second], "test": []})
+
+
+# ---- VTAB-1k --------------------------------------------------------------------------------------------------------
+
+MANY = [{"text": f"text {number}", "label": "abc"[number % 3]} for number in range(1200)]
+
+
+def test_vtab_trains_on_800_and_in_the_end_on_the_same_1000() -> None:
+    tuning, note = follow_protocol("vtab", {"train": MANY, "test": ROWS})
+    final, final_note = follow_protocol("vtab_full", {"train": MANY, "test": ROWS})
+    assert [len(tuning[name]) for name in ("train", "validation", "test")] == [800, 200, 30]
+    assert len({row["text"] for row in (*tuning["train"], *tuning["validation"])}) == 1000
+    assert final["train"] == [*tuning["train"], *tuning["validation"]]
+    assert (final["validation"], final["test"]) == (tuning["validation"], ROWS)
+    assert note == "800 training and 200 validation rows out of 1200 (seed 42); the official test rows as test"
+    assert "scores on these choose nothing" in final_note
+
+
+def test_vtab_takes_the_official_validation_as_test_where_there_is_no_other() -> None:
+    found, note = follow_protocol("vtab", {"train": MANY, "validation": ROWS})
+    assert found["test"] == ROWS
+    assert note.endswith("the official validation rows as test")
+
+
+def test_vtab_needs_a_thousand_rows_and_a_test_split() -> None:
+    with pytest.raises(DataError, match="train: expected at least 1000 rows for data.protocol=vtab, but there are 30"):
+        follow_protocol("vtab", {"train": ROWS, "test": ROWS})
+    with pytest.raises(DataError, match="needs a test split"):
+        follow_protocol("vtab_full", {"train": MANY})
+
+
+def test_validation_may_have_fewer_shots() -> None:
+    found, _ = complete({"train": MANY}, 16, label, seeded(), validation_shots=4)
+    assert Counter(map(label, found["train"])) == dict.fromkeys("abc", 16)
+    assert Counter(map(label, found["validation"])) == dict.fromkeys("abc", 4)
