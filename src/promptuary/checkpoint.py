@@ -375,11 +375,10 @@ def _folded(tuned: Tuned) -> dict[str, Tensor] | None:
         prompt: Prompt = tuned.method.fold()
     except NotFoldable:
         return None
-    parts: dict[str, Tensor] = {}
-    if prompt.rows is not None:
-        parts["rows"] = prompt.rows[0]
+    # there is one set of each for all inputs, but for contexts and norms, which have none for inputs
+    whole = {"context": prompt.context, "norms": prompt.norms}
+    whole |= {name: getattr(prompt, name)[0] for name in ("rows", "kv", "layers") if getattr(prompt, name) is not None}
+    parts = {name: value for name, value in whole.items() if value is not None}
     if prompt.offset is not None:
         parts["offset.left"], parts["offset.right"] = prompt.offset.left, prompt.offset.right
-    if prompt.kv is not None:
-        parts["kv"] = prompt.kv[0]
     return {name: value.detach().to("cpu", torch.float32).clone() for name, value in parts.items()}

@@ -13,11 +13,14 @@ import pytest
 from promptuary import look, registry
 from promptuary.errors import NotFoldable
 from promptuary.testing import case_of
+from promptuary.testing.facts import families_of
 from promptuary.tuned import Tuned
 
 
 def tuned(name: str, folder: Path) -> Tuned:
-    return case_of(registry.load("methods", name), "masked", folder).tuned()
+    method = registry.load("methods", name)
+    family = "masked" if "masked" in families_of(method) else families_of(method)[0]
+    return case_of(method, family, folder).tuned()
 
 
 @pytest.mark.parametrize("name", registry.names("methods"))
