@@ -93,7 +93,7 @@ def test_the_folded_copy_is_the_folded_prompt(method: str, tmp_path: Path) -> No
         part = getattr(folded, name)
         assert (name in parts) is (part is not None)
         assert part is None or torch.equal(parts[name], part if name in ("context", "norms") else part[0])
-    assert parts, "something is folded"
+    assert len(parts) >= len(folded.tensors)
     assert ("offset.left" in parts) is (folded.offset is not None)
     if folded.offset is not None:
         assert torch.equal(parts["offset.left"] @ parts["offset.right"], folded.offset.table())
