@@ -39,8 +39,8 @@ from promptuary.tuned import Tuned
 
 PATH = RESULTS / "base_to_new.jsonl"
 ZERO_SHOT = "zero-shot"
-SEEDS, TUNING_SEED, TUNING_FOLD = 3, 100, 0
-RATES = (0.02, 0.1, 0.5)
+SEEDS, TUNING_SEED, TUNING_FOLD = 2, 100, 0
+RATES = (0.02, 0.1, 0.5, 2.0)
 TRAIN = {
     "steps": 100, "batch_size": 32, "optimizer": "sgd", "schedule": "cosine", "warmup": 0.05, "evaluate_every": 100,
     "save_every": 100, "eval_batch_size": 256, "threads": 1,
@@ -178,8 +178,8 @@ def spread(values: list[float]) -> str:
 
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Over folds and seeds; a difference to CoOp is between runs of one fold and one seed."""
-    columns = ["method", "base", "new", "H", "new, less that of the pair itself", "new, less CoOp's", "rate", "trained"]
+    """Over folds and seeds; differences are between runs of one fold and, to CoOp, of one seed."""
+    columns = ["method (runs)", "base", "new", "H", "new - the pair's own", "new - CoOp's", "better, worse", "trained"]
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
     score = {tuple(row["cell"][:3]): row["test"] for row in rows}
@@ -187,13 +187,14 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     for method in dict.fromkeys(row["cell"][0] for row in rows):
         own = [row for row in rows if row["cell"][0] == method]
         cells = [spread([row["test"][name] for row in own]) for name in SCORES]
-        lost, ahead = "-", "-"
+        lost = ahead = signs = "-"
         if method != ZERO_SHOT:
             new = [(row["cell"][1], row["cell"][2], row["test"][SCORES[1]]) for row in own]
             lost = spread([value - bare[fold] for fold, _, value in new])
-            ahead = spread([value - score["coop", fold, seed][SCORES[1]] for fold, seed, value in new])
-        rate, count = own[0]["cell"][3], own[0]["trainable_parameters"]
-        yield "| " + " | ".join([f"{method} ({len(own)})", *cells, lost, ahead, f"{rate:g}", f"{count:,}"]) + " |"
+            apart = [value - score["coop", fold, seed][SCORES[1]] for fold, seed, value in new]
+            ahead, signs = spread(apart), f"{sum(one > 0 for one in apart)}, {sum(one < 0 for one in apart)}"
+        count = own[0]["trainable_parameters"]
+        yield "| " + " | ".join([f"{method} ({len(own)})", *cells, lost, ahead, signs, f"{count:,}"]) + " |"
 
 
 def table() -> str:

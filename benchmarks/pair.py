@@ -107,7 +107,7 @@ def phrases_of(tokenizer: Any) -> list[str]:
 
 
 def text_projection(text: Any, tokenizer: Any) -> tuple[Tensor, float, float]:
-    """The map of pooled first tokens to sentence vectors, [v, h], by least squares; R2 and cosine on held-out phrases."""
+    """Pooled first tokens to sentence vectors, [v, h], by least squares; R2 and cosine on held-out phrases."""
     pooled, means = sentences(text, tokenizer, phrases_of(tokenizer))
     known, wanted = pooled[HELD_OUT:], means[HELD_OUT:]
     weight = torch.linalg.solve(known.T @ known + RIDGE * torch.eye(WIDTH), known.T @ wanted)
