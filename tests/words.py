@@ -58,6 +58,10 @@ class Named:
         return torch.stack([feature(text) for text in texts])
 
 
+SCALE = 100.0
+"""What that model multiplies a cosine by."""
+
+
 def feature(text: str) -> Tensor:
     """What that tower says of a text, [h]."""
     return 3 * torch.randn(H, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
@@ -81,4 +85,4 @@ def said(found: Tensor, *, rows: int = 5, step: int | None = None, seed: int = 1
     answer = torch.randn(rows, H, generator=generator).requires_grad_()
     chance = None if step is None else Chance(0, step, torch.arange(rows))
     target = torch.randint(len(NAMES), (rows,), generator=generator)
-    return Outputs(View(chance=chance), answer=answer, texts=found, target=target)
+    return Outputs(View(chance=chance), answer=answer, texts=found, scale=SCALE, target=target)

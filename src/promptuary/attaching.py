@@ -46,12 +46,15 @@ def attach(prompts: Mapping[str, Tuned], model: Any = None, *, train: bool = Fal
     Raises:
         FingerprintError: another base.
         NotFoldable: there is no prompt.
-        SiteError: this thread has a prompt on the model already, or others use the model that shall be trained.
+        SiteError: this thread has a prompt on the model already, others use the model that shall be trained, or the
+            model sees.
     """
     if not prompts:
         raise ConfigError("attach needs at least one prompt")
     tuned = list(prompts.values())
     first = tuned[0].backbone
+    if first.modality != "text":
+        raise SiteError("a prompt for images cannot be attached to a model yet; use predict")
     model = first.model if model is None else model
     if not isinstance(model, PreTrainedModel):
         raise ConfigError(f"attach takes a transformers model, got {type(model).__name__}")

@@ -54,9 +54,9 @@ def new_classes(run: OneTask, tuned: Tuned) -> NewClasses | None:
     task_class = registry.load("tasks", run.task.name)
     whole = {"classes": "new", "shots": None, "validation_shots": None, "train_size": None, "validation_size": None}
     data = run.data.model_copy(update=whole)
-    splits = load(
-        data, task_class.required(run.task), seeded(run.seed, 1), replace(task_class.check(run.task), tell=False)
-    )
+    seed = run.seed if data.split_seed is None else data.split_seed
+    check = replace(task_class.check(run.task), tell=False)
+    splits = load(data, task_class.required(run.task), seeded(seed, 1), check)
     other = Tuned(tuned.backbone, task_class(run.task, splits.train), tuned.method, max_length=run.data.max_length)
     rows = other.rows(splits.test, labelled=True)
     note = f"test scores named {NEW}_ are of {len(other.task.words)} classes that are not trained on, among themselves"

@@ -39,9 +39,12 @@ def hold_backbone(model: Any, tokenizer: Any, *, family: str = "auto", name: str
     """A backbone around a transformers model that you hold already; `release()` gives it back as it came.
 
     Args:
-        model: any text model of transformers, also one with a head for classification, tokens or answers to questions.
-        tokenizer: its fast tokenizer.
-        family: causal, seq2seq, masked or encoder; auto reads the model's class.
+        model: any text model of transformers, also one with a head for classification, tokens or answers to questions;
+            a vision encoder without a head; or a two-tower model.
+        tokenizer: its fast tokenizer. Of a vision encoder its image processor, the settings of one as a mapping, or a
+            `Sight`; of a two-tower model its processor (with `tokenizer` and `image_processor`), or a pair of a fast
+            tokenizer and any of the three.
+        family: causal, seq2seq, masked, encoder, vision or dual; auto reads the model's class.
         name: what saved prompts call the base; default: the name that it was loaded by.
 
     Raises:

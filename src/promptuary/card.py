@@ -163,7 +163,8 @@ def _use(tuned: Tuned) -> str:
     if not tuned.has_task:
         return "with tuned.attach(model):\n    model.generate(...)"
     fields = tuned.task.template.fields
-    example = '"..."' if len(fields) == 1 else "{" + ", ".join(f'"{field}": "..."' for field in fields) + "}"
+    known = '"image.jpg"' if tuned.task.config.image in fields else '"..."'
+    example = known if len(fields) == 1 else "{" + ", ".join(f'"{field}": "..."' for field in fields) + "}"
     return f"tuned.predict([{example}])"
 
 

@@ -59,7 +59,13 @@ class Course:
             self.folders = (place,)
             self.taught = method = build_method(run.method, shape_of(backbone, self.task))
             self.learner = Tuned(backbone, self.task, method, max_length=length)
-            self.learner.initialise(generator, *load_start(method.config, backbone), examples=self.splits.train)
+            saved, sources = load_start(method.config, backbone)
+            self.learner.initialise(generator, saved, sources, self.splits.train, run.data.augment)
+            if not self.learner.trained():
+                raise ConfigError(
+                    f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, "
+                    "or method.frozen: false"
+                )
         self.feed = Feed(run, self.splits, self.learner)
         self.new = new_classes(run, self.learner)
         if self.new is not None:

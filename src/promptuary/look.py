@@ -80,9 +80,10 @@ def describe(tuned: Tuned, top: int = 5) -> dict[str, Any]:
     method, tokenizer = tuned.method, tuned.backbone.tokenizer
     assert method is not None
     rows = []
-    if prompt.rows is not None:
-        near = nearest_tokens(prompt.rows[0], tuned.backbone.vocabulary, len(tokenizer), top)
-        for number, (row, tokens) in enumerate(zip(prompt.rows[0], near, strict=True)):
+    among = _among_words(prompt)
+    if among is not None:
+        near = nearest_tokens(among, tuned.backbone.vocabulary, len(tokenizer), top)
+        for number, (row, tokens) in enumerate(zip(among, near, strict=True)):
             named = [{"token": _spelt(tokenizer, token), "id": token, "cosine": round(cos, 4)} for token, cos in tokens]
             rows.append({"row": number, "norm": round(float(row.norm()), 4), "nearest": named})
     return {
@@ -132,8 +133,9 @@ def picture(tuned: Tuned, path: str | Path) -> Path:
     prompt, method = _folded(tuned), tuned.method
     assert method is not None
     panels: list[tuple[str, Tensor]] = []
-    if prompt.rows is not None:
-        rows = prompt.rows[0].detach().float().cpu()
+    rows = _among_words(prompt)
+    if rows is not None:
+        rows = rows.detach().float().cpu()
         unit = torch.nn.functional.normalize(rows, dim=-1)
         panels += [("norm of each row", rows.norm(dim=-1)), ("cosine between rows", unit @ unit.T)]
     if prompt.offset is not None:
@@ -171,6 +173,13 @@ def _folded(tuned: Tuned) -> Prompt:
         return Prompt()
     with torch.no_grad():
         return tuned.method.fold()
+
+
+def _among_words(prompt: Prompt) -> Float[Tensor, "p d"] | None:
+    """The rows that stand among token embeddings: of a context those of the first layer, all sets and classes."""
+    if prompt.rows is not None:
+        return prompt.rows[0]
+    return None if prompt.context is None else prompt.context[:, :, 0].flatten(0, 2)
 
 
 def _spelt(tokenizer: Any, token: int) -> str:

@@ -86,6 +86,51 @@ def matthews(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     return float((np.trace(table) * total - true @ told) / np.sqrt(below)) if below > 0 else 0.0
 
 
+def confusion(
+    gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Sequence[Hashable]
+) -> npt.NDArray[np.int64]:
+    """How often each label was answered with each: [c, c], right labels down, answers across, in the order of `labels`.
+
+    Raises:
+        ValueError: unequal lengths, no examples, a label that stands twice, or one that is not among `labels`.
+    """
+    _check(gold, predicted)
+    codes = {label: code for code, label in enumerate(labels)}
+    if len(codes) < len(labels):
+        raise ValueError("expected each label once")
+    strange = next((label for label in (*gold, *predicted) if label not in codes), None)
+    if strange is not None:
+        raise ValueError(f"expected labels among the {len(labels)} given ones, got {strange!r}")
+    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(table, ([codes[g] for g in gold], [codes[p] for p in predicted]), 1)
+    return table
+
+
+def per_class_accuracy(
+    gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Sequence[Hashable]
+) -> npt.NDArray[np.float64]:
+    """Share of the examples of each label that were answered with it (its recall): [c], NaN for a label without any.
+
+    Raises:
+        ValueError: as `confusion`.
+    """
+    table = confusion(gold, predicted, labels)
+    examples = table.sum(1)
+    return np.where(examples > 0, np.diag(table) / np.maximum(examples, 1), np.nan)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """H = 2 b n / (b + n) of a score on base and on new classes; 0.0 where one of them is not above 0.
+
+    Source: Xian et al. 2017 (arXiv 1703.04394), as CoCoOp (arXiv 2203.05557) and its followers use it.
+
+    Args:
+        base: on the classes that were trained on.
+        new: the same on the others.
+    """
+    return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
+
+
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
@@ -232,13 +277,3 @@ def bootstrap_interval(
     means = np.concatenate([scores[one].mean(axis=1) for one in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """2 b n / (b + n); 0 where both are.
-
-    Args:
-        base: a score on the classes that were trained on.
-        new: the same on the others.
-    """
-    return 2 * base * new / (base + new) if base + new else 0.0

@@ -85,6 +85,7 @@ def _said(batch: Batch, shares: Sequence[Share], prompts: Prompts, parts: Sequen
                 costs=own(costs),
                 answer=seen,
                 texts=texts,
+                scale=float(backbone.scale) if texts is not None else None,
                 words=functools.partial(_words, tuned, part),
                 target=part.target,
             )

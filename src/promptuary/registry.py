@@ -23,8 +23,9 @@ KINDS = {
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
 _HELPERS = {
-    "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "load", "place", "processors",
-    "recompute", "shared", "tail", "template", "text", "translate", "turns", "visual", "vocabulary",
+    "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "layout", "load", "place",
+    "processors", "recompute", "seeing", "shared", "tail", "template", "text", "tower", "translate", "turns",
+    "visual", "vocabulary",
 }  # fmt: skip
 
 

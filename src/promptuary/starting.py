@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from promptuary.asking import Asking
+from promptuary.data.augment import AugmentConfig
 from promptuary.data.collate import Row, collate, pad_candidates
 from promptuary.prompts.init import Starting
 from promptuary.types import Prompt
@@ -32,6 +33,7 @@ class TrainingPatches:
     backbone: Backbone
     asking: Asking
     examples: Sequence[Mapping[str, Any]]
+    augment: AugmentConfig | None
 
     def tokens(
         self, count: int | None, generator: torch.Generator, *, position: bool, replacement: bool, augmented: bool
@@ -47,14 +49,14 @@ class TrainingPatches:
         for start in range(0, wanted, TOGETHER):
             rows = [self.asking.row(self.examples[place], place) for place in chosen[start : start + TOGETHER]]
             if augmented:
-                rows = [_varied(row, (seed, start, number)) for number, row in enumerate(rows)]
+                rows = [_varied(row, self.augment, (seed, start, number)) for number, row in enumerate(rows)]
             batch = collate(rows, self.backbone.pad, segments=False, sight=self.backbone.sight)
             yield self.backbone.tokens(batch.to(self.backbone.device), position=position)
 
 
-def _varied(row: Row, view: tuple[int, ...]) -> Row:
-    """The row with a random view of its image."""
-    return replace(row, encoded=replace(row.encoded, image=replace(row.encoded.image, view=view)))
+def _varied(row: Row, augment: AugmentConfig | None, view: tuple[int, ...]) -> Row:
+    """The row with a random view of its image, where training has such."""
+    return replace(row, encoded=replace(row.encoded, image=replace(row.encoded.image, augment=augment, view=view)))
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,14 @@ class ClassTexts:
 
 
 def seen(
-    source: Starting, backbone: Backbone, asking: Asking | None, examples: Sequence[Mapping[str, Any]]
+    source: Starting,
+    backbone: Backbone,
+    asking: Asking | None,
+    examples: Sequence[Mapping[str, Any]],
+    augment: AugmentConfig | None,
 ) -> Starting:
     """The same with what a model that sees has to offer."""
-    patches = TrainingPatches(backbone, asking, examples) if asking is not None and len(examples) else None
+    patches = TrainingPatches(backbone, asking, examples, augment) if asking is not None and len(examples) else None
     classes = None
     if asking is not None and "texts" in backbone.abilities and asking.task.words:
         classes = ClassTexts(backbone, asking.task.names)

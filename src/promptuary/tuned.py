@@ -1,6 +1,7 @@
 """A frozen backbone, a method and a task put together: what is trained, evaluated, saved and used.
 
 Knows no files, optimisers or progress bars, and no method, baseline, family or task by name.
+Slightly longer than most files: it is the one object that users and all verbs hold.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from promptuary.asking import Asking
 from promptuary.attaching import attach
 from promptuary.backbones.base import Backbone
 from promptuary.baselines.base import Baseline
-from promptuary.data.collate import Row, collate, pad_candidates
-from promptuary.errors import ConfigError, NotFoldable
+from promptuary.data.augment import AugmentConfig
+from promptuary.data.collate import Row, collate
+from promptuary.errors import ConfigError
 from promptuary.files import digest_of
+from promptuary.matching import class_matrix, match
 from promptuary.methods.base import Group, Method
 from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
@@ -29,7 +31,7 @@ from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
 from promptuary.starting import seen
 from promptuary.tasks.base import Task
-from promptuary.types import ANSWER, Batch, Candidates, Losses, Outputs, Prediction, Prompt, View
+from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
 
 
 class Tuned(nn.Module):
@@ -147,6 +149,7 @@ class Tuned(nn.Module):
         saved: Tensor | None = None,
         sources: Sequence[Saved] = (),
         examples: Sequence[Mapping[str, Any]] = (),
+        augment: AugmentConfig | None = None,
     ) -> Tuned:
         """First values of the prompt and of the head.
 
@@ -155,6 +158,7 @@ class Tuned(nn.Module):
             saved: rows of an earlier prompt, for `method.init: saved`.
             sources: the earlier prompts that the method's settings name.
             examples: for training, which a method may look at, without their answers.
+            augment: how training varies their images.
 
         Raises:
             SiteError: the method reads answers as this model, or with these label words, cannot.
@@ -165,7 +169,7 @@ class Tuned(nn.Module):
         if self.baseline is not None:
             self.baseline.install(self.backbone.thaw(), generator)
         if self.method is not None:
-            source = self._starting(generator, saved, sources, examples)
+            source = self._starting(generator, saved, sources, examples, augment)
             self.method.cpu().initialise(source).to(self.backbone.device)
         self.train(self.training)
         if self.method is not None and self.method.own_scores and self._asking is not None and self._asking.words:
@@ -179,7 +183,7 @@ class Tuned(nn.Module):
         """Before the first step of a later stage: the method may fill tensors anew, and say something of it."""
         told: Mapping[str, float] = {}
         if self.method is not None:
-            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources, ()))
+            told = self.method.cpu().go_on(stage, self._starting(generator, saved, sources))
             self.method.to(self.backbone.device)
         self.train(self.training)
         return told
@@ -189,11 +193,12 @@ class Tuned(nn.Module):
         generator: torch.Generator,
         saved: Tensor | None,
         sources: Sequence[Saved],
-        examples: Sequence[Mapping[str, Any]],
+        examples: Sequence[Mapping[str, Any]] = (),
+        augment: AugmentConfig | None = None,
     ) -> Starting:
         labels = () if self._asking is None else self._asking.word_ids
         source = Starting(self.backbone.vocabulary, generator, saved, labels, sources)
-        return source if self.backbone.reads_words else seen(source, self.backbone, self._asking, examples)
+        return source if self.backbone.reads_words else seen(source, self.backbone, self._asking, examples, augment)
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 
@@ -342,54 +347,17 @@ class Tuned(nn.Module):
         with torch.autocast(self.backbone.device.type, enabled=False):
             return self.method.scores(outputs)
 
-    @cached_property
-    def _class_words(self) -> Candidates:
-        """The task's words, and behind them those that the method sees in training."""
-        more = () if self.method is None else self.method.more_words
-        spoken = [self.backbone.answer_ids(self.task.spoken_as(word)) for word in more]
-        return pad_candidates([*self.asking.word_ids, *spoken]).to(self.backbone.device)
-
     def match(self, answer: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Images against classes, on a backbone with a text tower.
+        """Features of images against the task's classes, and the texts' features; see `matching.match`."""
+        return match(self, answer, prompt)
 
-        Args:
-            answer: features of images, [b, h].
-            prompt: of these images.
-
-        Returns:
-            Scores [b, c], and the text features [s, k, h] that they come from; in training those of the method's own
-            words stand behind those of the task's.
-        """
-        count = len(self.asking.word_ids)
-        words = self._class_words
-        if not self.training or words.ids.shape[0] == count:
-            words = Candidates(words.ids[:count], words.mask[:count])
-        texts = self.backbone.texts(prompt, words).float()
-        return self.backbone.match(answer, self._vectors(texts[:, :count], prompt)), texts
-
-    def _vectors(self, texts: Tensor, prompt: Prompt) -> Tensor:
-        """What each class is compared by: [1, c, h], or [b, c, h] where each image has its own."""
-        with torch.autocast(self.backbone.device.type, enabled=False):
-            vectors = nn.functional.normalize(texts, dim=-1) if self.method is None else self.method.classes(texts)
-        return vectors if prompt.by_row else vectors.mean(0, keepdim=True)
-
-    @torch.no_grad()
     def class_matrix(self) -> Tensor:
-        """The vector of each class, [c, h], on the CPU: an image's unit feature times these and the scale scores it.
+        """The vector of each class, [c, h]: what the prompt makes of their texts; see `matching.class_matrix`.
 
         Raises:
             NotFoldable: the classes' texts depend on the image, or this model has no text tower.
         """
-        if "texts" not in self.backbone.abilities or self.task.reading != "words":
-            raise NotFoldable(
-                "only a task with label words on a model with a text tower (dual) has a matrix of classes"
-            )
-        if self.method is not None and self.method.depends:
-            raise NotFoldable(f"the class texts of {self.method.name} depend on the image: there is no single matrix")
-        prompt = Prompt() if self.method is None else self.method.fold()
-        count = len(self.asking.word_ids)
-        words = Candidates(self._class_words.ids[:count], self._class_words.mask[:count])
-        return self._vectors(self.backbone.texts(prompt, words).float(), prompt)[0].cpu()
+        return class_matrix(self)
 
     def weight(self, batch: Batch) -> int:
         """What the mean loss of a batch is taken over: examples, or tokens of the answers."""

@@ -89,9 +89,11 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """How many rows stand among the text, or the patches."""
+        """How many rows stand among the text or the patches, or in the text of each class."""
         if self.layers is not None:
             return int(self.layers.shape[2])
+        if self.context is not None:
+            return int(self.context.shape[3])
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property
@@ -285,7 +287,7 @@ class Outputs:
     log-probability of the right answer.
     `answer` [b, h]: the state that they are read from; `words`: scores [b, c] of the task's answers from such states.
     `texts` [s, c, h]: what a text tower says of each class under each set of contexts, not normalised; the task's
-    classes first, then those of the method's `more_words`.
+    classes first, then those of the method's `more_words`; `scale`: what that model multiplies a cosine by.
     `target` [b]: the right answers, class index or value; absent outside training.
     `taught`: what the same model says under the method's teacher, without gradients; of training alone.
     """
@@ -296,6 +298,7 @@ class Outputs:
     answer: Float[Tensor, "b h"] | None = None
     words: Callable[[Float[Tensor, "n h"]], Float[Tensor, "n c"]] | None = None
     texts: Float[Tensor, "s k h"] | None = None
+    scale: float | None = None
     target: Tensor | None = None
     taught: Outputs | None = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
 from promptuary.testing import tiny
-from promptuary.testing.case import Case, case_of
+from promptuary.testing.case import Case, case_of, write_images
 from promptuary.training import train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,24 +45,38 @@ def test_the_card_of_a_reconstruction_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_its_run_file_trains_two_steps(name: str, tmp_path: Path) -> None:
-    run = load_run(ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run"))
-    # the tiny vocabulary knows other words than the real one
-    labels = sorted({row["label"] for row in load(run.data, ("text", "label"), torch.Generator()).train})
-    words = dict(zip(labels, tiny.WORDS, strict=False))
+def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the run files of images find their folder, `images`
+    run: Any = load_run(
+        ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run")
+    )
+    run = run.model_copy(update={"train": run.train.model_copy(update={"epochs": None})})
     family = "encoder" if run.backbone.family == "auto" else run.backbone.family
-    small = {"train_size": 16, "validation_size": 8}
-    run = load_run(
+    if run.task.image is not None:
+        write_images(tmp_path / run.data.source)
+    case = case_of(registry.load("methods", name), family, tmp_path)
+    run = small(run).model_copy(update={"method": shrunk(run.method, case)})
+    result = train(run, backbone=tiny.backbone(family))
+    assert result.facts["steps"] == 2
+    assert (result.dir / "prompt" / "prompt.safetensors").exists()
+
+
+def small(run: Any) -> Any:
+    """A run on a few rows, whose label words are in the tiny vocabulary, which knows other words than the real one."""
+    fields = (run.task.image or "text", "label")
+    whole = run.data.model_copy(update={"shots": None})
+    labels = sorted({row["label"] for row in load(whole, fields, torch.Generator()).train})
+    words = dict(zip(labels, tiny.WORDS, strict=False))
+    few: dict[str, Any] = {"train_size": 16, "validation_size": 8}
+    if run.data.shots is not None:
+        few = {"shots": 4}
+    return load_run(
         {
             **run.model_dump(),
-            "data": {**run.data.model_dump(), **small, "max_length": 24},
+            "data": {**run.data.model_dump(), **few, "max_length": 24},
             "task": {**run.task.model_dump(), "labels": words},
         }
     )
-    small_method = shrunk(run.method, case_of(registry.load("methods", name), family, tmp_path))
-    result = train(run.model_copy(update={"method": small_method}), backbone=tiny.backbone(family))
-    assert result.facts["steps"] == 2
-    assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 
 def shrunk(config: MethodConfig, case: Case) -> MethodConfig:

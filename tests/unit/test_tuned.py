@@ -18,6 +18,8 @@ from promptuary import match_budget, registry
 from promptuary.building import build_method
 from promptuary.config import load_run
 from promptuary.errors import ConfigError, DataError, FingerprintError, NotFoldable, SiteError
+from promptuary.testing.case import case_of
+from promptuary.testing.facts import families_of
 from promptuary.tuned import Tuned
 from promptuary.types import Prompt
 
@@ -219,14 +221,23 @@ def test_attaching_to_another_base_or_twice_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("name", "family"), [("vpt", "vision"), ("coop", "dual")])
+def test_a_prompt_for_images_cannot_be_attached(name: str, family: str, tmp_path: Path) -> None:
+    made = case_of(registry.load("methods", name), family, tmp_path).tuned()
+    with pytest.raises(SiteError, match="use predict"), made.attach():
+        pass
+
+
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_equal_budgets_never_exceed_the_prompt_that_is_compared_with(method: str) -> None:
-    settings = dict(registry.load("methods", method).tiny)
-    shape = replace(tiny.backbone("causal").shape, classes=3)
-    config = match_budget(method, 100, shape, **settings)
+    found = registry.load("methods", method)
+    settings = dict(found.tiny)
+    # 300 rows: PRE's LSTM alone is as large as 200
+    shape = replace(tiny.backbone(families_of(found)[0]).shape, classes=3)
+    config = match_budget(method, 300, shape, **settings)
     made = build_method(config, shape)
-    assert sum(parameter.numel() for parameter in made.parameters()) <= 100 * 32
-    direct = build_method(type(config).read({"name": method, **settings, "match_length": 100}, where="method"), shape)
+    assert 0 < sum(parameter.numel() for parameter in made.parameters()) <= 300 * 32
+    direct = build_method(type(config).read({"name": method, **settings, "match_length": 300}, where="method"), shape)
     assert [p.shape for p in direct.parameters()] == [p.shape for p in made.parameters()]
 
 

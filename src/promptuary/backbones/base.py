@@ -308,7 +308,8 @@ class Backbone(abc.ABC):
         Raises:
             FingerprintError: says what differs and names both models.
         """
-        differing = load.differing(self.identity, expected)
+        prepared = {"tokenizer": "preparation of images"} if self.modality == "image" else {}
+        differing = [prepared.get(part, part) for part in load.differing(self.identity, expected)]
         if differing:
             raise FingerprintError(
                 f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
@@ -540,6 +541,15 @@ class Backbone(abc.ABC):
 
     def match(self, answer: Float[Tensor, "b h"], vectors: Float[Tensor, "s c h"]) -> Float[Tensor, "b c"]:
         """Scores of images against class vectors, one matrix of them for all images or one for each.
+
+        Raises:
+            SiteError: this family has no text tower.
+        """
+        raise SiteError(self.lacks("context"))
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """What a cosine of image and class is multiplied by.
 
         Raises:
             SiteError: this family has no text tower.

@@ -151,7 +151,7 @@ class Dual(Seeing):
     def scale(self) -> Float[Tensor, ""]:
         """What cosines are multiplied by; of a probability by softmax the bias that SigLIP adds has no part."""
         scale: Tensor = self.model.logit_scale.detach().float().exp()
-        return scale
+        return scale.reshape(())  # SigLIP has one number in a row
 
     def score(self, batch: Batch, prompts: Prompts, candidates: Candidates) -> Float[Tensor, "b c"]:
         """Each image against the texts of all classes; answers that do not exist score -inf."""

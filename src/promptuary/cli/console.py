@@ -39,7 +39,9 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TEXT ...]", help="Texts; - reads them from standard input, one a line."),
+    typer.Argument(
+        metavar="[TEXT or IMAGE ...]", help="Texts, or files of images; - reads them from standard input, one a line."
+    ),
 ]
 Data = Annotated[
     Path | None,

@@ -31,17 +31,24 @@ def evaluate(
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line of JSON per example.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page to look at: classes, confusions, samples.")
+    ] = None,
     overrides: console.Overrides = None,
     as_json: console.Json = False,
 ) -> None:
     """Score a prompt, or a baseline, on labelled examples."""
-    from promptuary import evaluation, files
+    from promptuary import base_to_new, evaluation, files
     from promptuary.data.load import load
     from promptuary.seeds import seeded
     from promptuary.weights import find_saved, load_saved
 
     if predictions is not None:
         console.check_file("--predictions", predictions)
+    if report is not None:
+        console.check_file("--report", report)
+        if predictions is not None and report.absolute() == predictions.absolute():
+            raise ConfigError(f"--predictions and --report are both {report}; give each a file of its own")
     folder = find_saved(prompt)
     config, seed = _data(folder, data, overrides or [])
     tuned = load_saved(folder, model=model, device=device)
@@ -50,14 +57,29 @@ def evaluate(
     check = replace(task.check(settled), tell=data is None)
     splits = load(config, task.required(settled), seeded(seed, 1), check)
     examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}[split]
-    for note in splits.notes:
+    notes = list(splits.notes)
+    for note in notes:
         console.say(f"note: {note}")
     found = evaluation.evaluate(tuned, examples, batch_size=batch_size)
     primary = tuned.task.metrics[0]
+    # the run's own test also has scores of the classes that it left out
+    run = _run(folder) if data is None and not overrides and split == "test" else None
+    if run is not None and (new := base_to_new.new_classes(run, tuned)) is not None:
+        other = evaluation.evaluate(new.tuned, new.examples, rows=new.rows, batch_size=batch_size, interval=False)
+        found = base_to_new.with_new(found, other, primary)
+        notes += new.notes
+        console.say(f"note: {new.notes[0]}")
     if predictions is not None:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
         with console.writing("--predictions", predictions):
             files.write_file(predictions, lines.encode())
+    if report is not None:
+        from promptuary.report import page
+
+        about = page.About(str(prompt), str(config.source), split)
+        content = page.render(about, found, tuned, examples, notes=notes)
+        with console.writing("--report", report):
+            files.write_file(report, content)
     rows = [*console.score_rows(found.scores, primary, found.interval), ("examples", f"{len(examples):,} {split}")]
     console.table(("", ""), rows, title=f"{folder} on {config.source}")
     if as_json:
@@ -72,6 +94,7 @@ def evaluate(
                 "interval_95": found.interval,
                 "skipped_rows": splits.skipped,
                 "predictions": None if predictions is None else str(predictions),
+                "report": None if report is None else str(report),
             }
         )
 

@@ -1,4 +1,4 @@
-"""`promptuary predict`: answers of a saved prompt to texts.
+"""`promptuary predict`: answers of a saved prompt to texts or images.
 
 Knows no method, model or data set.
 """
@@ -22,9 +22,9 @@ def predict(
     batch_size: console.BatchSize = 32,
     as_json: console.Json = False,
 ) -> None:
-    """Answer texts: a line each with answer, probability and text."""
+    """Answer texts or images: a line each with answer, probability and text or file."""
     if bool(texts) == (data is not None):
-        raise ConfigError("what should be answered? Give texts, or - for standard input, or --data FILE")
+        raise ConfigError("what should be answered? Give texts or images, or - for standard input, or --data FILE")
 
     from promptuary.data.load import read_examples
     from promptuary.weights import find_saved, load_saved
@@ -39,7 +39,7 @@ def predict(
         examples = list(read_examples(data, required=task.asked(settings), question=question, image=settings.image))
     elif len(task.asked(settings)) != 1:
         names = ", ".join(task.asked(settings))
-        raise ConfigError(f"this prompt reads the fields {names}, not a single text; give --data FILE")
+        raise ConfigError(f"this prompt reads the fields {names}, not a single text or image; give --data FILE")
     predictions = tuned.predict(examples, batch_size=batch_size)
     if as_json:
         console.emit({"predictions": [{"answer": one.answer, "scores": dict(one.scores)} for one in predictions]})

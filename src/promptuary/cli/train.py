@@ -71,7 +71,7 @@ def train(
             *rows,
             ("best step", f"{facts['best_step']} of {facts['steps']}"),
             ("folder", str(result.dir)),
-            ("next", f'promptuary predict {_usable(result)} "your text"'),
+            ("next", f"promptuary predict {_usable(result)} {_asked(settings)}"),
         ],
     )
     if as_json:
@@ -106,6 +106,13 @@ def _usable(result: Result) -> Path:
     from promptuary.building import PROMPTS
 
     return result.dir if len(result.prompts) == 1 else result.dir / PROMPTS / next(iter(result.prompts))
+
+
+def _asked(settings: AnyRun) -> str:
+    """What the next command asks about: an image, or else a text."""
+    tasks = getattr(settings, "tasks", None)
+    part: Any = settings if tasks is None else next(iter(tasks.values()))
+    return '"your text"' if part.task.image is None else "image.jpg"
 
 
 def _summary(result: Result) -> tuple[str, str, str, str]:

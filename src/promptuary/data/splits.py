@@ -137,8 +137,8 @@ def _vtab(protocol: Protocol, splits: Mapping[str, list[T]]) -> tuple[dict[str, 
     if protocol == "vtab_full":
         train = [*train, *validation]
         note += (
-            f"; all {sum(VTAB)} are trained on, the validation rows among them, so scores on these choose nothing: "
-            "settle the settings with data.protocol=vtab"
+            f"; all {sum(VTAB)} are trained on, the validation rows among them, so scores on these say nothing: "
+            "settle the settings with data.protocol=vtab, and validate at the last step alone (train.evaluate_every)"
         )
     return {"train": train, "validation": validation, "test": splits[own]}, f"{note}; the official {own} rows as test"
 

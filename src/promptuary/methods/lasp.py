@@ -45,8 +45,8 @@ class LASPConfig(ContextConfig):
     text_weight: float = Field(
         5.0, ge=0, description="alpha, of the loss on sentences; the release: 5, or 10 on Caltech101, DTD and UCF101"
     )
-    text_scale: float = Field(
-        100.0, gt=0, description="s, of the scores of sentences; CLIP's own scale, as in the release, is about 100"
+    text_scale: float | None = Field(
+        None, gt=0, description="s, of the scores of sentences; without it the model's own, as in the release"
     )
     ref_noise_std: float = Field(
         0.0,
@@ -218,27 +218,34 @@ class LASP(Method):
             parts["image"] = float(total.detach())
         if c.text_weight:
             assert outputs.texts is not None
-            found = self.text_loss(outputs.texts, outputs.view.chance)
+            found = self.text_loss(outputs.texts, self.scale(outputs), outputs.view.chance)
             total = total + c.text_weight * found
             parts["text"] = float(found.detach())
         return Losses(total, parts)
 
-    def text_loss(self, texts: Float[Tensor, "g k h"], chance: Chance | None = None) -> Float[Tensor, ""]:
+    def scale(self, outputs: Outputs) -> float:
+        """Of the scores of sentences."""
+        own = self.settings.text_scale if self.settings.text_scale is not None else outputs.scale
+        assert own is not None
+        return own
+
+    def text_loss(self, texts: Float[Tensor, "g k h"], scale: float, chance: Chance | None = None) -> Float[Tensor, ""]:
         """L_text = -mean_lc log softmax_i(s <h_lc, t_gi>)_c, i over all classes, g the group of sentence l.
 
         Every sentence counts alike, whatever the groups are; images have no part in it.
 
         Args:
             texts: features of all classes under each context, virtual ones behind.
+            scale: s.
             chance: of the noise on the sentences; None: there is none.
         """
-        c, learned = self.settings, self.moved(texts)
+        learned = self.moved(texts)
         self.references = references.at_hand(self.references, texts, self.name)
         wanted = self.noisy(self.references, chance)
         found = texts.new_zeros(())
         for own, sentences in zip(learned, self.assigned, strict=True):
             share = len(sentences) / len(wanted)
-            found = found + share * text_to_text(own, wanted[sentences], c.text_scale)
+            found = found + share * text_to_text(own, wanted[sentences], scale)
         return found
 
     def noisy(self, wanted: Float[Tensor, "l k h"], chance: Chance | None) -> Float[Tensor, "l k h"]:
@@ -257,7 +264,7 @@ class LASP(Method):
         assert outputs.texts is not None
         assert outputs.target is not None
         scores = nn.functional.normalize(outputs.answer, dim=-1) @ self.classes(outputs.texts)[0].T
-        return nn.functional.cross_entropy(self.settings.text_scale * scores, outputs.target)
+        return nn.functional.cross_entropy(self.scale(outputs) * scores, outputs.target)
 
     @classmethod
     def count(cls, config: MethodConfig, shape: Shape) -> int:

@@ -91,7 +91,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
     default_metrics: ClassVar[tuple[str, ...]]
-    pipeline: ClassVar[str] = "text-classification"
+    pipeline: str = "text-classification"
     measured_as: ClassVar[frozenset[str]]
     gives_scores: ClassVar[bool] = False
     reading: Reading

@@ -115,6 +115,7 @@ class Classify(Task):
                     f"task.labels: two labels have the same label words: {owner!r} and {label!r} both have {words!r}; "
                     "change one of them"
                 )
+        self.pipeline = "text-classification" if self.settings.image is None else "image-classification"
         self.labels = tuple(verbaliser)
         self.words = tuple(verbaliser.values())
         self.names = tuple(names.values())

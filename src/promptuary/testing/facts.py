@@ -93,7 +93,7 @@ def known(name: str, names: list[str], what: str) -> None:
 
 def families_of(method: type[Method]) -> list[str]:
     """Families whose models have every place that the method uses."""
-    return [name for name, kind in tiny.EVERY.items() if _has(method, tiny.FAMILY[kind])]
+    return [name for name in tiny.EVERY if _has(method, tiny.family_name(name))]
 
 
 def _has(method: type[Method], family: str) -> bool:

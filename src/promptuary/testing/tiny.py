@@ -169,7 +169,7 @@ def model(kind: str, seed: int = 0) -> Any:
     t = transformers
     if kind in tiny_eyes.KINDS:
         return tiny_eyes.eye(kind, seed)
-    if FAMILY[kind] == "dual":
+    if _family(kind) == "dual":
         return _pairs().model(kind, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -248,9 +248,10 @@ FAMILY = {
     "deberta": "masked",
     "modernbert": "masked",
     "minilm": "encoder",
-    **dict.fromkeys(tiny_eyes.KINDS, "vision"),
-    **dict.fromkeys(("clip", "siglip", "pair"), "dual"),
 }
+"""Text architecture -> its family."""
+EYES = dict.fromkeys(tiny_eyes.KINDS, "vision") | dict.fromkeys(("clip", "siglip", "pair"), "dual")
+"""The same of those that see."""
 _SPECIALS = {"gpt2": "none", "llama": "start", "gemma3": "start", "qwen3": "none", "t5": "end"}
 FAMILIES = {"causal": "llama", "seq2seq": "t5", "masked": "bert", "encoder": "minilm"}
 """One architecture for each text family."""
@@ -267,29 +268,33 @@ def _pairs() -> Any:
     return tiny_pairs
 
 
+def _family(kind: str) -> str:
+    return FAMILY[kind] if kind in FAMILY else EYES[kind]
+
+
 def family_name(kind: str) -> str:
     """The family of an architecture, or of a family's name."""
-    return FAMILY[EVERY.get(kind, kind)]
+    return _family(EVERY.get(kind, kind))
 
 
 def backbone(kind: str, seed: int = 0, **settings: Any) -> Backbone:
     """A wired tiny backbone of an architecture (or of a family's architecture)."""
     kind = EVERY.get(kind, kind)
-    family = registry.load("backbones", FAMILY[kind])
+    family = registry.load("backbones", _family(kind))
     made = model(kind, seed)
     dtype = settings.get("dtype", "float32")
     if dtype != "float32":
         made = made.to(getattr(torch, dtype))
     return family(
-        made, reader(kind), BackboneConfig(model=f"tiny-{kind}-{seed}", family=FAMILY[kind], device="cpu", **settings)
+        made, reader(kind), BackboneConfig(model=f"tiny-{kind}-{seed}", family=_family(kind), device="cpu", **settings)
     )
 
 
 def reader(kind: str) -> Any:
     """What prepares the input of an architecture: a tokenizer, how it wants images, or both."""
-    if FAMILY[kind] == "vision":
+    if _family(kind) == "vision":
         return tiny_eyes.sight()
-    if FAMILY[kind] == "dual":
+    if _family(kind) == "dual":
         return _pairs().tokenizer(kind), tiny_eyes.sight()
     return tokenizer(specials=_SPECIALS.get(kind, "both"))
 
@@ -298,9 +303,9 @@ def save(folder: Any, kind: str, seed: int = 0) -> str:
     """A tiny model and its tokenizer as a local folder, as `from_pretrained` reads it."""
     kind = EVERY.get(kind, kind)
     model(kind, seed).save_pretrained(folder)
-    if FAMILY[kind] in SEEING:
+    if _family(kind) in SEEING:
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(tiny_eyes.PROCESSOR), encoding="utf-8")
-    if FAMILY[kind] != "vision":
-        words = _pairs().tokenizer(kind) if FAMILY[kind] == "dual" else reader(kind)
+    if _family(kind) != "vision":
+        words = _pairs().tokenizer(kind) if _family(kind) == "dual" else reader(kind)
         words.save_pretrained(folder)
     return str(folder)

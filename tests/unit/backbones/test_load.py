@@ -85,7 +85,7 @@ def test_a_config_that_names_no_class_needs_a_family(tmp_path: Path) -> None:
     config = transformers.LlamaConfig.from_pretrained(folder)
     config.architectures = None
     config.save_pretrained(folder)
-    with pytest.raises(ConfigError, match="set it to causal, seq2seq, masked or encoder"):
+    with pytest.raises(ConfigError, match="set it to causal, seq2seq, masked, encoder, vision or dual"):
         load.guess_family(folder)
     assert open_backbone(BackboneConfig(model=folder, family="causal", device="cpu")).name == "causal"
 

@@ -141,7 +141,7 @@ def test_vtab_trains_on_800_and_in_the_end_on_the_same_1000() -> None:
     assert final["train"] == [*tuning["train"], *tuning["validation"]]
     assert (final["validation"], final["test"]) == (tuning["validation"], ROWS)
     assert note == "800 training and 200 validation rows out of 1200 (seed 42); the official test rows as test"
-    assert "scores on these choose nothing" in final_note
+    assert "scores on these say nothing" in final_note
 
 
 def test_vtab_takes_the_official_validation_as_test_where_there_is_no_other() -> None:

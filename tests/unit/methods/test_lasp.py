@@ -57,7 +57,7 @@ def test_the_softmax_runs_over_the_learnt_classes() -> None:
 def test_a_class_that_is_its_sentence_costs_what_the_others_leave() -> None:
     """The slice of a sentence that equals the learnt text is mean_c log sum_i exp(s (cos_ic - 1))."""
     words = sentences("a {}.")[0]
-    found = made(templates=("a {}.",), text_scale=5.0).text_loss(3 * words[None])
+    found = made(templates=("a {}.",)).text_loss(3 * words[None], 5.0)
     wanted = torch.logsumexp(5 * (words @ words.T - 1), dim=0).mean()
     torch.testing.assert_close(found, wanted)
 
@@ -132,7 +132,7 @@ def test_each_group_learns_its_own_sentences_and_every_sentence_counts_alike() -
     method, found = made(num_groups=3, text_scale=7.0), texts(sets=3)
     learned, wanted = normalize(found.detach(), dim=-1), sentences(*FOUR)
     each = [text_to_text(learned[g], wanted[place : place + 1], 7.0) for place, g in enumerate((0, 1, 2, 0))]
-    loss = method.text_loss(found)
+    loss = method.text_loss(found, 7.0)
     torch.testing.assert_close(loss, torch.stack(each).mean())
     (moved,) = torch.autograd.grad(loss, found)
     assert all(bool(own.any()) for own in moved)
