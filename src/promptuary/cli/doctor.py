@@ -16,7 +16,7 @@ from promptuary.cli import console
 
 CORE = (
     *("torch", "transformers", "accelerate", "datasets", "pyarrow", "pydantic", "pyyaml"),
-    *("typer", "rich", "jaxtyping", "safetensors", "huggingface_hub", "numpy"),
+    *("typer", "rich", "jaxtyping", "safetensors", "huggingface_hub", "numpy", "pillow", "jinja2"),
 )
 EXTRAS = {
     "gguf": "gguf",
