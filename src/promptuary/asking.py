@@ -16,6 +16,7 @@ from promptuary.data.collate import Row, pad_candidates
 from promptuary.data.images import picture_of
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Task
+from promptuary.tasks.template import shown
 from promptuary.types import Candidates
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Asking:
         task.for_abilities(backbone.abilities, backbone.name)
         if backbone.answer_at != "mask" and not task.template.asks_at_end:
             raise ConfigError(
-                f"task.template {task.template.text!r} has text behind {{mask}}, but the {backbone.name} family "
+                f"task.template {shown(task.template.text)} has text behind {{mask}}, but the {backbone.name} family "
                 "answers at the end: end it in {mask}, or use a masked model"
             )
         if backbone.answer_at == "mask" and task.reading == "words" and "mask" not in task.template.slots:

@@ -18,7 +18,7 @@ from promptuary.errors import ConfigError
 from promptuary.metrics import METRICS
 from promptuary.registry import suggest
 from promptuary.settings import Settings
-from promptuary.tasks.template import Template, checked, default_template
+from promptuary.tasks.template import Template, checked, default_template, shown
 from promptuary.types import Batch, Piece, Prediction
 
 Reading = Literal["words", "head", "text"]
@@ -121,12 +121,12 @@ class Task(abc.ABC):
                 )
         if not self.asked(config):
             raise ConfigError(
-                f"task.template {self.template.text!r} shows no field of an example; put one in, such as {{text}}"
+                f"task.template {shown(self.template.text)} shows no field of an example; put one in, such as {{text}}"
             )
         self.settle(examples)
-        shown = [name for name in self.answer_fields(config) if name in self.template.fields]
-        if shown:
-            raise ConfigError(f"task.template shows the answer field {shown[0]!r}; take it out")
+        told = [name for name in self.answer_fields(config) if name in self.template.fields]
+        if told:
+            raise ConfigError(f"task.template shows the answer field {told[0]!r}; take it out")
 
     @property
     def metrics(self) -> tuple[str, ...]:

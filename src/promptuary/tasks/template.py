@@ -37,19 +37,19 @@ class Template:
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise ConfigError(f"task.template {text!r}: {error}; write {{{{ for a literal brace") from None
+            raise ConfigError(f"task.template {shown(text)}: {error}; write {{{{ for a literal brace") from None
         if any(spec or conversion for _, _, spec, conversion in parts):
-            raise ConfigError(f"task.template {text!r}: a place is a name alone and takes no ! or :")
+            raise ConfigError(f"task.template {shown(text)}: a place is a name alone and takes no ! or :")
         self.parts: list[tuple[str, str | None]] = [(fixed, name) for fixed, name, _, _ in parts]
         names = [name for _, name in self.parts if name is not None]
         if any(not name.isidentifier() for name in names):
-            raise ConfigError(f"task.template {text!r}: every place needs a name, such as {{text}}")
+            raise ConfigError(f"task.template {shown(text)}: every place needs a name, such as {{text}}")
         if names.count(ANSWER) > 1:
-            raise ConfigError(f"task.template {text!r} has more than one {{mask}}")
+            raise ConfigError(f"task.template {shown(text)} has more than one {{mask}}")
         self.slots = [name for name in names if is_slot(name)]
         self.fields = [name for name in names if not is_slot(name)]
         if image is not None and self.fields.count(image) != 1:
-            raise ConfigError(f"task.template {text!r} should show the image once: put {{{image}}} into it")
+            raise ConfigError(f"task.template {shown(text)} should show the image once: put {{{image[:80]}}} into it")
 
     @property
     def asks_at_end(self) -> bool:
@@ -106,6 +106,11 @@ def checked(value: Any, name: str) -> Picture:
     picture = picture_of(value, name)
     picture.digest  # noqa: B018 (asking is what checks)
     return picture
+
+
+def shown(text: str) -> str:
+    """A template in a message: quoted, and no longer than a line or two."""
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def is_slot(name: str) -> bool:
