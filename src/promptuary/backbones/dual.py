@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from promptuary.backbones import load
 from promptuary.backbones.base import Backbone, BackboneConfig, Prompts, pick_device
 from promptuary.backbones.kept import stamp_of
-from promptuary.backbones.seeing import Seeing, sight_of
+from promptuary.backbones.seeing import Seeing, settings_of, sight_of
 from promptuary.backbones.tower import Tower, tower_of
 from promptuary.backbones.vocabulary import TableVocabulary
 from promptuary.errors import SiteError
@@ -40,14 +39,25 @@ class Dual(Seeing):
         return self.model.vision_model
 
     def read_with(self, reader: Any) -> None:
-        """Take a processor of transformers, or tokenizer and image settings."""
-        tokenizer, image = reader if isinstance(reader, tuple) else (reader.tokenizer, reader.image_processor)
+        """Take a processor of transformers, or tokenizer and image settings.
+
+        Raises:
+            SiteError: it is neither, or the tokenizer is not a fast one.
+        """
+        if isinstance(reader, transformers.ProcessorMixin):
+            reader = (reader.tokenizer, reader.image_processor)
+        if not isinstance(reader, tuple):
+            raise SiteError(
+                f"{type(self.model).__name__} reads and sees: give its processor, or its tokenizer and image processor "
+                f"as a pair; {type(reader).__name__} is neither"
+            )
+        tokenizer, image = reader
         if not tokenizer.is_fast:
             raise SiteError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer; install one that has a tokenizer.json"
             )
         if not isinstance(image, Sight):
-            values = image if isinstance(image, Mapping) else image.to_dict()
+            values = settings_of(image, type(self.model).__name__)
             image = sight_of(values, self.eye.config.to_dict(), self.config.image_size)
         self.tokenizer, self.sight = tokenizer, image
         self.pad, self.prefix, self.suffix = 0, (), ()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers.image_processing_base import ImageProcessingMixin
 
 from promptuary.backbones.base import Backbone, Prompts
 from promptuary.backbones.cache import repeat_kv
@@ -320,6 +321,20 @@ class Seeing(Backbone):
         with noting(self.blocks, found):
             self.look(self.eye, pixels)
         return found
+
+
+def settings_of(reader: Any, name: str) -> Mapping[str, Any]:
+    """The settings of an image processor of transformers, or those settings themselves.
+
+    Raises:
+        SiteError: it is neither.
+    """
+    if isinstance(reader, Mapping):
+        return reader
+    if not isinstance(reader, ImageProcessingMixin):
+        raise SiteError(f"{name} sees images and needs its image processor; {type(reader).__name__} is none")
+    values: Mapping[str, Any] = reader.to_dict()
+    return values
 
 
 def sight_of(values: Mapping[str, Any], config: Mapping[str, Any], size: int | None) -> Sight:

@@ -15,7 +15,7 @@ from torch import Tensor
 from promptuary.backbones import load
 from promptuary.backbones.base import Backbone, BackboneConfig, Prompts, pick_device
 from promptuary.backbones.inject import noting
-from promptuary.backbones.seeing import Seeing, sight_of
+from promptuary.backbones.seeing import Seeing, settings_of, sight_of
 from promptuary.backbones.vocabulary import NoWords
 from promptuary.errors import ConfigError
 from promptuary.types import Batch, Prompt, Shape, Sight
@@ -36,10 +36,14 @@ class Vision(Seeing):
         return self.model
 
     def read_with(self, reader: Any) -> None:
-        """Take the image processor of transformers, its settings, or a `Sight`."""
+        """Take the image processor of transformers, its settings, or a `Sight`.
+
+        Raises:
+            SiteError: it is none of these.
+        """
         self.pad, self.prefix, self.suffix, self.tokenizer = 0, (), (), None
         if not isinstance(reader, Sight):
-            values = reader if isinstance(reader, dict) else reader.to_dict()
+            values = settings_of(reader, type(self.model).__name__)
             reader = sight_of(values, self.model.config.to_dict(), self.config.image_size)
         self.sight = reader
 

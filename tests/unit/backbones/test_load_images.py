@@ -17,7 +17,7 @@ from promptuary.backbones import load
 from promptuary.backbones.base import BackboneConfig
 from promptuary.building import hold_backbone, open_backbone
 from promptuary.course import Course
-from promptuary.errors import ConfigError, FingerprintError
+from promptuary.errors import ConfigError, FingerprintError, SiteError
 from promptuary.testing import tiny_eyes, tiny_pairs
 from promptuary.types import Batch, Prompt
 
@@ -100,3 +100,11 @@ def test_a_prompt_comes_back_on_its_base_and_on_no_other(family: str, kind: str,
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(FingerprintError, match="preparation of images differs"):
         checkpoint.load_prompt(tmp_path / "prompt")
+
+
+def test_a_reader_of_another_kind_is_refused_before_the_model_is_touched() -> None:
+    for kind, message in (("vit", "needs its image processor"), ("clip", "as a pair; .* is neither")):
+        model = tiny.model(kind)
+        with pytest.raises(SiteError, match=message):
+            hold_backbone(model, tiny.tokenizer())
+        assert all(parameter.requires_grad for parameter in model.parameters())
