@@ -202,6 +202,26 @@ def test_a_run_that_is_stopped_there_goes_on(folder: Path, tmp_path: Path, monke
     assert resumed.metrics == whole.metrics
 
 
+def test_texts_of_classes_run_once_in_a_whole_evaluation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, calls = train(pictures.run(folder, tmp_path / "run"), backbone=tiny.backbone("clip")), 0
+    result.prompt.train(False)  # as a loaded prompt is; one in training is folded for each call
+    tower: Any = vars(result.prompt.backbone)["tower"]
+    run = tower.features
+
+    def counted(*given: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return run(*given)
+
+    monkeypatch.setattr(tower, "features", counted)
+    asked = [{"image": str(path)} for path in sorted(folder.glob("train/*/*.png"))]
+    result.prompt.predict(asked, batch_size=4)
+    result.prompt.predict(asked, batch_size=7)
+    assert calls == 1
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 

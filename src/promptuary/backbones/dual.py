@@ -17,7 +17,7 @@ from torch import Tensor
 from promptuary.backbones import load
 from promptuary.backbones.base import Backbone, BackboneConfig, Prompts, pick_device
 from promptuary.backbones.kept import stamp_of
-from promptuary.backbones.seeing import Seeing, settings_of, sight_of
+from promptuary.backbones.seeing import Seeing, opening, settings_of, sight_of
 from promptuary.backbones.tower import Tower, tower_of
 from promptuary.backbones.vocabulary import TableVocabulary
 from promptuary.errors import SiteError
@@ -93,12 +93,7 @@ class Dual(Seeing):
         Raises:
             ConfigError: not found or not readable.
         """
-        transformers.utils.logging.disable_progress_bar()
-        source = load.resolve(config.model)
-        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-        if config.revision is not None:
-            options["revision"] = config.revision
-        settings = load.image_settings(source, config.revision)
+        source, options, settings = opening(config)
         tokenizer = load.from_pretrained(transformers.AutoTokenizer, source, "tokenizer", **options)
         load.check_tokenizer(tokenizer, source)
         options["dtype"] = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -14,11 +14,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
+import transformers
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 
-from promptuary.backbones.base import Backbone, Prompts
+from promptuary.backbones import load
+from promptuary.backbones.base import Backbone, BackboneConfig, Prompts
 from promptuary.backbones.cache import repeat_kv
 from promptuary.backbones.inject import Seen, noting
 from promptuary.backbones.recompute import layers
@@ -321,6 +323,20 @@ class Seeing(Backbone):
         with noting(self.blocks, found):
             self.look(self.eye, pixels)
         return found
+
+
+def opening(config: BackboneConfig) -> tuple[load.Source, dict[str, Any], dict[str, Any]]:
+    """Where a model is, what transformers' loaders of its parts are asked for, and the settings of its images.
+
+    Raises:
+        ConfigError: not found, or it does not say how it wants its images.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    source = load.resolve(config.model)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        options["revision"] = config.revision
+    return source, options, load.image_settings(source, config.revision)
 
 
 def settings_of(reader: Any, name: str) -> Mapping[str, Any]:

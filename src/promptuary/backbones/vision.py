@@ -15,7 +15,7 @@ from torch import Tensor
 from promptuary.backbones import load
 from promptuary.backbones.base import Backbone, BackboneConfig, Prompts, pick_device
 from promptuary.backbones.inject import noting
-from promptuary.backbones.seeing import Seeing, settings_of, sight_of
+from promptuary.backbones.seeing import Seeing, opening, settings_of, sight_of
 from promptuary.backbones.vocabulary import NoWords
 from promptuary.errors import ConfigError
 from promptuary.types import Batch, Prompt, Shape, Sight
@@ -73,12 +73,7 @@ class Vision(Seeing):
         Raises:
             ConfigError: not found or not readable.
         """
-        transformers.utils.logging.disable_progress_bar()
-        source = load.resolve(config.model)
-        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-        if config.revision is not None:
-            options["revision"] = config.revision
-        settings = load.image_settings(source, config.revision)
+        source, options, settings = opening(config)
         found = load.from_pretrained(transformers.AutoConfig, source, "config", **options)
         # MAE's own model hides patches by chance; what it trained is a ViT
         loader = transformers.ViTModel if found.model_type == "vit_mae" else cls.loader
