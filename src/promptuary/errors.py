@@ -40,6 +40,14 @@ class HubError(PromptuaryError):
     """The hub cannot be reached, refuses, or does not hold what was asked for."""
 
 
+class SpeakerError(PromptuaryError):
+    """A model that is talked to cannot be reached, refuses, or keeps giving answers that are none."""
+
+
+class BudgetExceeded(SpeakerError):
+    """The next call to a model would exceed what is allowed in calls, tokens or money; nothing was asked."""
+
+
 class StorageError(PromptuaryError):
     """Something cannot be written: the disk is full or read-only, or permission is missing. What was there stays."""
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from promptuary.errors import ConfigError
 from promptuary.settings import Settings
+from promptuary.speakers.base import Speaker, SpeakerConfig
 from promptuary.types import Batch, Losses
 
 
@@ -80,10 +82,83 @@ class Together(Protocol):
         """Mean loss of the batch under each candidate, [n]; `candidates` are name -> [n, *size]."""
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What became of k texts on n examples.
+
+    `reward` [k, n]: what the method calls good; `score` [k, n]: the task's first metric of each example alone, for
+    accuracy 1 where the answer is right and 0 where it is not.
+    """
+
+    reward: Float[Tensor, "k n"]
+    score: Float[Tensor, "k n"]
+
+
+class Words(Protocol):
+    """A prompt of words while it is looked for: texts are tried on examples, and one of them is the prompt."""
+
+    text: str
+
+    @property
+    def examples(self) -> Sequence[Mapping[str, Any]]:
+        """Labelled examples to learn from; `Batch.index` says which of them are in a batch."""
+
+    @property
+    def held_out(self) -> Sequence[Mapping[str, Any]]:
+        """Labelled examples to choose with."""
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """Fields of an example that hold the text which is asked about."""
+
+    def tried(
+        self,
+        texts: Sequence[str],
+        examples: Sequence[Mapping[str, Any]],
+        check: Callable[[], None] | None = None,
+    ) -> Tried:
+        """Every text on every example, in large batches; the prompt itself stays what it is.
+
+        What was tried before is not run again where answers do not depend on chance. `check` is called before each
+        batch and may raise to stop.
+        """
+
+
+class Voice(Protocol):
+    """A frozen causal language model that a policy speaks with."""
+
+    @property
+    def width(self) -> int:
+        """h, of its states."""
+
+    @property
+    def vocabulary(self) -> int:
+        """v, words of its head."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A text from token ids."""
+
+    def states(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "b h"]:
+        """The last hidden state behind the last token of each sequence, without gradients."""
+
+    def logits(self, states: Float[Tensor, "n h"]) -> Float[Tensor, "n v"]:
+        """What its head makes of such states; differentiable in them."""
+
+
 class SolverConfig(Settings):
     """Settings that every solver has; a solver adds its own."""
 
-    name: str = Field(description="gradient, evolution or bayes; without `solver` the method's own")
+    name: str = Field(
+        description="gradient, evolution or bayes; for prompts of words policy, rewrite or edits; without `solver` the "
+        "method's own"
+    )
 
     @property
     def whole(self) -> bool:
@@ -133,6 +208,8 @@ class Job:
 
     `optimizer`, `schedule`, `warmup` (steps) and `clip` are those of the training settings; `advice`: settings that the
     method gives for those that were left open; `together`: scores several candidates at once, where that can be done.
+    `words`: the prompt of words that is looked for, where the method has one. `voice` opens the model that a policy
+    speaks with, the run's own without a name; `speaker` opens a model that is talked to, from its settings.
     """
 
     tensors: Sequence[Trained]
@@ -144,6 +221,9 @@ class Job:
     clip: float = 1.0
     advice: Mapping[str, Any] = field(default_factory=dict)
     together: Together | None = None
+    words: Words | None = None
+    voice: Callable[[str | None], Voice] | None = None
+    speaker: Callable[[SpeakerConfig], Speaker] | None = None
 
 
 class Solver(abc.ABC):
@@ -152,10 +232,13 @@ class Solver(abc.ABC):
     Facts that a solver declares:
         name: file name, and what the user types.
         uses_gradients: whether it asks the loss for them.
+        chooses: whether what it holds after its last step is what it found best on held-out examples, so that the run
+            keeps that, and not the state that scored best in between.
     """
 
     name: ClassVar[str]
     uses_gradients: ClassVar[bool]
+    chooses: ClassVar[bool] = False
     Config: ClassVar[type[SolverConfig]]
 
     @classmethod
