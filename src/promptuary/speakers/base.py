@@ -71,5 +71,6 @@ class SpeakerConfig(Settings):
         min_length=1, description="name of the model at the endpoint; without base_url a causal model on this machine"
     )
     base_url: str | None = Field(
-        None, description="an OpenAI-compatible endpoint, such as http://localhost:8000/v1; keys come from the environment"
+        None,
+        description="an OpenAI-compatible endpoint, such as http://localhost:8000/v1; keys come from the environment",
     )
