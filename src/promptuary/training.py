@@ -416,7 +416,7 @@ class Training:
             "step": progress.step,
             "split": "validation",
             **result.scores,
-            **({} if said is None else {"text": said}),
+            **({} if said is None else {"calls": progress.calls, "text": said}),
         }
         self._row(row)
         self.listener.validated({**row, "best": progress.best, "best_step": progress.best_step, "primary": primary})

@@ -28,6 +28,7 @@ def evaluate(
     ] = None,
     split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Of a single file, all rows.")] = "test",
     model: console.Model = None,
+    backbone: console.Other = None,
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line of JSON per example.")] = None,
@@ -51,7 +52,7 @@ def evaluate(
             raise ConfigError(f"--predictions and --report are both {report}; give each a file of its own")
     folder = find_saved(prompt)
     config, seed = _data(folder, data, overrides or [])
-    tuned = load_saved(folder, model=model, device=device)
+    tuned = load_saved(folder, model=model, device=device, other=backbone)
     task, settled = type(tuned.task), tuned.task.settled()
     # of other data than the run's own, the training rows are not what the prompt was trained on
     check = replace(task.check(settled), tell=data is None)
@@ -86,6 +87,7 @@ def evaluate(
         console.emit(
             {
                 "prompt": str(folder),
+                "backbone": tuned.backbone.config.model,
                 "data": config.source,
                 "split": split,
                 "examples": len(examples),
