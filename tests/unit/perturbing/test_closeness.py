@@ -46,7 +46,7 @@ def test_texts_of_ten_thousand_letters_take_no_time() -> None:
     one = "the quick brown fox jumps over it " * 300
     began = time.perf_counter()
     assert distance(one, one.replace("fox", "dog")) == 600
-    assert time.perf_counter() - began < 2  # 0.05 s when quiet; the plain table takes 20
+    assert time.perf_counter() - began < 2  # 0.1 s when quiet; the plain table takes 20
 
 
 def test_overlap_of_a_text_with_itself_is_one_whatever_the_case_and_the_spaces() -> None:
