@@ -43,11 +43,11 @@ class Nothing:
 
 
 def policy(speech: Speech, voice: TinyVoice = VOICE, loud: float = 0.0, **settings: Any) -> Policy:
-    """A fresh one; `loud` makes it one that has learnt something."""
+    """A fresh one that learns nothing; `loud` makes it one that has."""
     made = Policy(voice, 64, speech, seeded(3), **settings)
-    with torch.no_grad():
-        for weight in made.weights:
-            weight += loud * torch.randn(weight.shape, generator=seeded(5, len(weight)))
+    for weight in made.weights:
+        weight.requires_grad_(False)
+        weight += loud * torch.randn(weight.shape, generator=seeded(5, len(weight)))
     return made
 
 
@@ -73,8 +73,7 @@ def go(made: PolicySolver, steps: int, *batches: Batch) -> list[StepResult]:
 
 def test_it_begins_uniform_whatever_the_voice_prefers() -> None:
     made = policy(Speech(4, bias=-10.0))
-    with torch.no_grad():
-        spoken = made.speak([[1, 2], [3], [4, 5, 6]], seeded(0))
+    spoken = made.speak([[1, 2], [3], [4, 5, 6]], seeded(0))
     assert spoken.ids.shape == (3, 4)
     assert float((soft_q.entropy(spoken.logits) - math.log(200)).abs().max()) < 1e-3
     assert float((spoken.logits.logsumexp(-1) - math.log(200) + 10).abs().max()) < 1e-2
@@ -131,7 +130,7 @@ def test_draws_have_the_frequencies_of_the_policy() -> None:
     made = policy(Speech(1), TinyVoice(size=6), loud=0.08)
     spoken = made.speak([[1]] * 6000, seeded(4))
     found = torch.bincount(spoken.ids[:, 0], minlength=6) / 6000
-    wanted = spoken.logits[0, 0].detach().softmax(-1)
+    wanted = spoken.logits[0, 0].softmax(-1)
     assert float((found - wanted).abs().max()) < 0.025
     assert float(wanted.max()) > 0.3
 
@@ -160,7 +159,7 @@ def test_tokens_that_do_not_come_back_from_text_are_not_said() -> None:
     assert bool((policy(Speech(2), voice).speak([[1]] * 200, seeded(1)).ids % 2 == 0).any())
     spoken = policy(Speech(2), voice, sayable=True).speak([[1]] * 200, seeded(1))
     assert bool((spoken.ids % 2 == 1).all())
-    assert float((soft_q.entropy(spoken.logits.detach()) - math.log(100)).abs().max()) < 1e-3
+    assert float((soft_q.entropy(spoken.logits) - math.log(100)).abs().max()) < 1e-3
     fluent = policy(Speech(2, fluent=3), voice, sayable=True).speak([[1]] * 200, seeded(1)).ids
     assert bool((fluent % 2 == 1).all())
     with pytest.raises(ConfigError, match="1 tokens that may be said, and a prompt needs 2"):
@@ -172,7 +171,7 @@ def test_teacher_forcing_gives_the_log_probabilities_of_the_draw(speech: Speech)
     made = policy(speech, loud=0.05)
     contexts = [[place, 7] for place in range(8)]
     spoken = made.speak(contexts, seeded(6))
-    drawn = soft_q.along(spoken.logits, spoken.ids).a.detach()
+    drawn = soft_q.along(spoken.logits, spoken.ids).a
     for place in range(5):
         sequences = [[*context, *ids[:place]] for context, ids in zip(contexts, spoken.ids.tolist(), strict=True)]
         again = made.logits(VOICE.states(sequences)).masked_fill(spoken.logits[:, place] == -math.inf, -math.inf)
@@ -189,7 +188,7 @@ def test_the_same_seed_says_the_same_and_no_state_runs_twice() -> None:
     assert torch.equal(one, two)
     assert not torch.equal(one, other.ids)
     before = voice.ran
-    made.likewise(other, [weight.detach() for weight in made.weights])
+    made.likewise(other, made.weights)
     assert before == voice.ran == 3 * 4 * 10
 
 
