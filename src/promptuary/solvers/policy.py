@@ -30,6 +30,10 @@ LAYERS = ("first.weight", "first.bias", "second.weight", "second.bias")
 """Names of the policy's weights in a state."""
 
 
+LENGTH = 5
+"""Tokens of a prompt; the paper's."""
+
+
 class PolicyConfig(SolverConfig):
     """Settings of the policy; "code" is the release of RLPrompt (Deng et al. 2022)."""
 
@@ -44,7 +48,9 @@ class PolicyConfig(SolverConfig):
         min_length=1,
         description="text that the policy is conditioned on; the paper's, the code now has <|endoftext|>",
     )
-    num_tokens: int = Field(5, ge=1, description="tokens of a prompt, in the policy's own; the paper has 5, and 2")
+    num_tokens: int | None = Field(
+        None, ge=1, description="tokens of a prompt, in the policy's own; without it the method's, or 5 (the paper)"
+    )
     hidden: int = Field(2048, ge=1, description="width of the trained network; the paper's")
     prompts: int = Field(16, ge=2, description="prompts that are drawn and scored in a step; the paper's")
     top_k: int | None = Field(256, ge=1, description="only so many likeliest tokens are drawn; the paper's")
@@ -181,6 +187,7 @@ class PolicySolver(Solver):
 
     name = "policy"
     uses_gradients = False
+    searches = "words"
     Config = PolicyConfig
     found: list[Found]
 
@@ -195,7 +202,7 @@ class PolicySolver(Solver):
         if not self.context:
             raise ConfigError(f'solver.placeholder "{config.placeholder}" has no tokens; give one or more words')
         c = config
-        speech = Speech(c.num_tokens, c.top_k, c.top_p, c.fluent, c.no_repeat, c.logit_bias)
+        speech = Speech(c.num_tokens or LENGTH, c.top_k, c.top_p, c.fluent, c.no_repeat, c.logit_bias)
         self.policy = Policy(voice, c.hidden, speech, seeded(seed, WEIGHTS), c.sayable)
         self.target = [weight.detach().clone() for weight in self.policy.weights]
         weights = [Weight(name, one, c.learning_rate) for name, one in zip(LAYERS, self.policy.weights, strict=True)]
@@ -220,6 +227,8 @@ class PolicySolver(Solver):
             )
         if job.voice is None:
             raise ConfigError("the policy solver speaks with a causal model, and none can be opened here")
+        if c.num_tokens is None:
+            c = c.model_copy(update={"num_tokens": int(job.advice.get("num_tokens", LENGTH))})
         return cls(c, job.words, job.voice(c.model), job.seed)
 
     @property
