@@ -1,0 +1,177 @@
+"""Prompts of words against each other and against vectors: 16 examples per class, RLPrompt's own splits.
+
+Knows no result: every row is written by the command that is noted in it.
+
+    python benchmarks/discrete.py run --data DIR     # results/discrete.jsonl; rows that exist are not run again
+    python benchmarks/discrete.py table              # rows -> the tables of benchmarks/README.md
+
+DIR holds `fewshot16/{sst-2,cr}` as RLPrompt's repository has them: 16 per class for training and again for validation,
+one test file, of which 400 rows are taken evenly. The task model is a masked BERT-tiny that was tuned for SPLADE; the
+policy speaks with SmolLM2-135M. What searches by scoring prompts may score as many as RLPrompt does; vectors take as
+many steps, each on 16 rows, with two rates, the better one chosen on validation rows. The test rows are used once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from claims import trained
+from foundation import BACKBONES, meta, read, write
+from promptuary.backbones.base import BackboneConfig
+from promptuary.building import open_backbone
+from promptuary.files import to_json
+
+PATH = Path(__file__).parent / "results" / "discrete.jsonl"
+MODEL, VOICE = "splade_tiny", BACKBONES["smollm2"]["backbone"]["model"]
+SEEDS = (13, 21, 42)
+"""Splits of RLPrompt; the run's own seed is the same number."""
+SETS = {"sst-2": {"0": "terrible", "1": "great"}, "cr": {"0": "terrible", "1": "great"}}
+STEPS, PROMPTS = 150, 17
+SCORED = STEPS * PROMPTS
+TEXTS = (
+    "it was", "all in all , it was", "this is", "in summary , it is", "the movie is", "the product is", "i think it is",
+    "overall ,",
+)  # fmt: skip
+"""Written by hand, without looking at any score."""
+INSTRUCTION = (
+    "In this task, you are given sentences from reviews. The task is to say whether a review is great or terrible."
+)
+LONG = {"train": {"steps": STEPS, "evaluate_every": 10}}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "no prompt": {"method": {"name": "manual"}},
+    "manual": {"method": {"name": "manual", "texts": TEXTS, "placement": "end"}},
+    "instruction": {"method": {"name": "manual", "texts": (INSTRUCTION,)}},
+    "demonstrations": {"method": {"name": "demonstrations", "count": 4}},
+    "random words": {
+        "method": {"name": "rlprompt"}, "solver": {"name": "proposals", "population": PROMPTS, "budget": SCORED}, **LONG
+    },
+    "rlprompt": {
+        "method": {"name": "rlprompt"},
+        "solver": {"name": "policy", "model": VOICE, "learning_rate": 1e-3, "budget": SCORED},
+        **LONG,
+    },
+    "grips": {"method": {"name": "grips", "init_text": INSTRUCTION}, "solver": {"name": "edits", "budget": SCORED}, **LONG},
+    "prompt tuning, 5 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 5}, **LONG},
+    "prompt tuning, 20 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 20}, **LONG},
+}  # fmt: skip
+RATES = (0.05, 0.2)
+
+
+def settings(name: str, task: str, seed: int, rate: float | None, data: Path) -> dict[str, Any]:
+    """One run as a mapping, without its folder."""
+    own = json.loads(json.dumps(METHODS[name]))
+    if rate is not None:
+        own["method"]["prompt_lr"] = rate
+    train = {"steps": 1, "threads": 1, "eval_batch_size": 256, "batch_size": 16, **own.pop("train", {})}
+    files = {"train": f"16-{seed}/train.tsv", "validation": f"16-{seed}/dev.tsv", "test": "test.tsv"}
+    return {
+        "task": {
+            "name": "classify", "metrics": ["accuracy"], "template": "{text} {mask} .", "labels": SETS[task],
+        },
+        "data": {
+            "source": str(data / "fewshot16" / task), **files, "rename": {"sentence": "text"}, "on_bad_row": "skip",
+            "max_length": 64,
+        },
+        "backbone": BACKBONES[MODEL]["backbone"],
+        **own,
+        "train": train,
+        "seed": seed,
+    }  # fmt: skip
+
+
+def learnt(folder: Path) -> list[dict[str, Any]]:
+    """What the log says of every tenth step: rewards, and the entropy of a policy."""
+    kept = ("reward", "reward_max", "reward_mean", "best", "entropy", "score", "score_max")
+    found = []
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "parts" in row and (row["step"] % 10 == 0 or row["step"] == 1):
+            parts = {name: round(value, 4) for name, value in row["parts"].items() if name in kept}
+            found.append({"step": row["step"], **parts})
+    return found
+
+
+def once(
+    name: str, task: str, seed: int, rate: float | None, data: Path, backbone: Any, *, tested: bool
+) -> dict[str, Any]:
+    """One run."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = trained(settings(name, task, seed, rate, data), backbone, Path(folder) / "run", tested=tested)
+        result = json.loads((Path(folder) / "run" / "result.json").read_text(encoding="utf-8"))
+        return {
+            **found,
+            "text": result.get("text"),
+            "texts": result.get("texts"),
+            "learnt": learnt(Path(folder) / "run"),
+        }
+
+
+def run(data: Path, methods: list[str], sets: list[str], seeds: list[int]) -> None:
+    """Every row that is not there yet."""
+    backbone = open_backbone(BackboneConfig(**BACKBONES[MODEL]["backbone"]))
+    for task in sets:
+        for seed in seeds:
+            for name in methods:
+                cell = [task, name, seed]
+                if any(row["cell"] == cell for row in read(PATH)):
+                    continue
+                rate, effort = None, {}
+                if name.startswith("prompt tuning"):
+                    tried = [once(name, task, seed, one, data, backbone, tested=False) for one in RATES]
+                    scores = [one["validation"]["accuracy"] for one in tried]
+                    rate = RATES[scores.index(max(scores))]
+                    effort = {"tuning": {"rates": RATES, "validation": scores, "chosen": rate}}
+                found = once(name, task, seed, rate, data, backbone, tested=True)
+                command = (
+                    f'python benchmarks/discrete.py run --data DIR --methods "{name}" --sets {task} --seeds {seed}'
+                )
+                body = json.loads(to_json(found).decode().replace(str(data), "DIR"))
+                write(PATH, {"cell": cell, **effort, **body, **meta(MODEL, command)})
+                print(*cell, found["validation"], found["test"], repr(found["text"]), flush=True)
+
+
+def table() -> str:
+    """Test accuracies, and the words that were found."""
+    rows = read(PATH)
+    lines = [f"| method | {' | '.join(SETS)} | prompts scored | added tokens |", f"|---|{'---|' * (2 + len(SETS))}"]
+    for name in METHODS:
+        own = [row for row in rows if row["cell"][1] == name]
+        if not own:
+            continue
+        cells = []
+        for task in SETS:
+            scores = [100 * row["test"]["accuracy"] for row in own if row["cell"][0] == task]
+            spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+            cells.append(f"{statistics.mean(scores):.1f}{spread} ({len(scores)})" if scores else "-")
+        calls = own[0].get("forward_calls")
+        tokens = sorted({row["added_tokens"] for row in own})
+        span = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {f'{calls:,}' if calls else '-'} | {span} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        return print(table())
+    if arguments.data is None:
+        parser.error("run needs --data DIR")
+    run(arguments.data.resolve(), arguments.methods, arguments.sets, arguments.seeds)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
