@@ -31,7 +31,7 @@ PATH = Path(__file__).parent / "results" / "discrete.jsonl"
 MODEL, VOICE = "splade_tiny", BACKBONES["smollm2"]["backbone"]["model"]
 SEEDS = (13, 21, 42)
 """Splits of RLPrompt; the run's own seed is the same number."""
-SETS = {"sst-2": {"0": "terrible", "1": "great"}, "cr": {"0": "terrible", "1": "great"}}
+SETS = {"sst-2": {"0": "bad", "1": "good"}, "cr": {"0": "bad", "1": "good"}}
 STEPS, PROMPTS = 150, 17
 SCORED = STEPS * PROMPTS
 TEXTS = (
@@ -57,7 +57,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "solver": {"name": "policy", "model": VOICE, "learning_rate": 1e-3, "budget": SCORED},
         **LONG,
     },
-    "grips": {"method": {"name": "grips", "init_text": INSTRUCTION}, "solver": {"name": "edits", "budget": SCORED}, **LONG},
+    "grips": {
+        "method": {"name": "grips", "init_text": INSTRUCTION}, "solver": {"name": "edits", "budget": SCORED}, **LONG
+    },
     "prompt tuning, 5 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 5}, **LONG},
     "prompt tuning, 20 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 20}, **LONG},
 }  # fmt: skip
@@ -102,15 +104,12 @@ def once(
     name: str, task: str, seed: int, rate: float | None, data: Path, backbone: Any, *, tested: bool
 ) -> dict[str, Any]:
     """One run."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = trained(settings(name, task, seed, rate, data), backbone, Path(folder) / "run", tested=tested)
-        result = json.loads((Path(folder) / "run" / "result.json").read_text(encoding="utf-8"))
-        return {
-            **found,
-            "text": result.get("text"),
-            "texts": result.get("texts"),
-            "learnt": learnt(Path(folder) / "run"),
-        }
+    with tempfile.TemporaryDirectory() as there:
+        folder = Path(there) / "run"
+        found = trained(settings(name, task, seed, rate, data), backbone, folder, tested=tested)
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        words = {name: result.get(name) for name in ("text", "texts")}
+        return {**found, **words, "learnt": learnt(folder)}
 
 
 def run(data: Path, methods: list[str], sets: list[str], seeds: list[int]) -> None:
@@ -133,7 +132,7 @@ def run(data: Path, methods: list[str], sets: list[str], seeds: list[int]) -> No
                     f'python benchmarks/discrete.py run --data DIR --methods "{name}" --sets {task} --seeds {seed}'
                 )
                 body = json.loads(to_json(found).decode().replace(str(data), "DIR"))
-                write(PATH, {"cell": cell, **effort, **body, **meta(MODEL, command)})
+                write(PATH, {"cell": cell, **effort, **body, **meta(MODEL, f"python benchmarks/{command}")})
                 print(*cell, found["validation"], found["test"], repr(found["text"]), flush=True)
 
 
