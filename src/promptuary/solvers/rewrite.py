@@ -148,8 +148,8 @@ class RewriteSolver(Solver):
     def history(self) -> list[dict[str, Any]]:
         """The start and every change that was accepted.
 
-        Each with its text, where it came from and why, what it scored on the examples of its round and on held-out ones,
-        and what had been asked and tried by then.
+        Each with its text, where it came from and why, what it scored on the examples of its round and on held-out
+        ones, and what had been asked and tried by then.
         """
         return copy.deepcopy(self.search.history)
 

@@ -1,6 +1,6 @@
 """The attack: an example's text is changed, step by step, until the model goes wrong and the meaning is still the same.
 
-Knows no method and no provider: candidates come from a model or from seeded rules, and what counts is told by a measure.
+Knows no method and no provider: candidates come from a model or from seeded rules, and a measure tells what counts.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Attacker:
     def attack(
         self, prompt: str, places: Sequence[int], examples: Examples, fields: Sequence[str], measure: Measure,
         ledger: Ledger,
-    ) -> list[Attacked]:  # fmt: skip
+    ) -> list[Attacked]:
         """Every chosen example under every kind.
 
         Args:
@@ -229,4 +229,4 @@ def described(attacked: Sequence[Attacked]) -> str:
         found[0] += one.success
         found[1] += 1
     harmful = sorted(((harm, title, count) for title, (harm, count) in counts.items() if harm), reverse=True)
-    return "; ".join(f"{title} (wrong answers in {harm} of {count} texts)" for harm, title, count in harmful)
+    return "; ".join(f"{title} (worse in {harm} of {count} texts)" for harm, title, count in harmful)

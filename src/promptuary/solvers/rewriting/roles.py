@@ -35,7 +35,7 @@ class Ledger:
     def __init__(
         self, speakers: Mapping[Role, Speaker], seed: int, step: int, *, temperature: float = 1.0, top_p: float = 0.95,
         max_tokens: int = 300, check: Check = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Of a round.
 
         Args:

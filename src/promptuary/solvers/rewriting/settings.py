@@ -24,7 +24,7 @@ class RewriteConfig(SolverConfig):
         description="another model for a role: attacker, strategist, explainer, summariser, rewriter or paraphraser",
     )
     attacker: Literal["model", "rule"] = Field(
-        "model", description="who changes the inputs: a model (paper), or seeded rules that cost no calls (ours)"
+        "model", description="who changes the inputs: a model (paper), or seeded rules, which cost no calls (ours)"
     )
     explainer: Literal["model", "rule"] = Field(
         "model",
@@ -63,7 +63,7 @@ class RewriteConfig(SolverConfig):
     selection: int = Field(20, ge=1, description="examples of each kind that prompts are compared on; release: 20")
     pool: Literal["rule", "model"] = Field(
         "rule",
-        description="who perturbs those: rules, and the attacker where a kind has none (ours), or the attacker (release)",
+        description="who perturbs those: seeded rules, which cost no calls (ours), or the attacker (release)",
     )
     held_out: int = Field(
         200, ge=1, description="most held-out examples that the last word is spoken on; the release's sets have 200"
@@ -82,7 +82,7 @@ class RewriteConfig(SolverConfig):
     top_p: float = Field(
         0.95, gt=0, le=1, description="mass of the likeliest words that answers are drawn from; release: 0.95"
     )
-    temperature: float = Field(1.0, ge=0, description="of all roles; release: 1")
+    temperature: float = Field(1.0, ge=0, description="of all roles; release: 1 for the attacker")
     max_tokens: int = Field(300, ge=1, description="most tokens of an answer; our choice, release: 1000")
 
     @model_validator(mode="after")
