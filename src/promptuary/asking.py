@@ -6,9 +6,11 @@ Knows no prompt, no method and no file; runs no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from promptuary.backbones.base import Backbone
@@ -17,7 +19,10 @@ from promptuary.data.images import picture_of
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Task
 from promptuary.tasks.template import shown
-from promptuary.types import Candidates
+from promptuary.types import ANSWER, Candidates, Piece, Prompt
+
+PLACE = "prompt"
+"""The place of the template where the words of a prompt go."""
 
 T = TypeVar("T")
 
@@ -28,13 +33,17 @@ _STORED = {"bytes", "path"}
 class Asking:
     """What turns examples into rows, and the label words that answers are chosen from."""
 
-    def __init__(self, backbone: Backbone, task: Task, max_length: int) -> None:
+    def __init__(
+        self, backbone: Backbone, task: Task, max_length: int, words_at: Literal["front", "end"] | None = None
+    ) -> None:
         """Put a task on a backbone.
 
         Args:
             backbone: whose tokenizer encodes.
             task: settled.
-            max_length: most tokens of a text, special tokens included.
+            max_length: most tokens of a text, special tokens included, those of a prompt not.
+            words_at: where the words of a prompt go if the template has no `{prompt}`: before everything, in a line of
+                their own, or right before the answer; None for a prompt that is not words.
 
         Raises:
             ConfigError: the family cannot read what the task reads, or cannot tell its label words apart.
@@ -48,6 +57,7 @@ class Asking:
         if backbone.answer_at == "mask" and task.reading == "words" and "mask" not in task.template.slots:
             raise ConfigError('a masked model reads its answer at a mask: put "{mask}" into task.template')
         self.backbone, self.task, self.max_length = backbone, task, max_length
+        self.words_at = words_at
         words = task.words if task.reading == "words" else ()
         self.word_ids = [backbone.answer_ids(word, glue=task.template.glue) for word in words]
         self._check_words()
@@ -127,8 +137,40 @@ class Asking:
         choices = None
         if filled.choices is not None:
             choices = tuple(tuple(backbone.answer_ids(choice, glue=glue)) for choice in filled.choices)
-        encoded = backbone.encode(filled.pieces, self.max_length)
+        pieces = filled.pieces if self.words_at is None else with_place(filled.pieces, self.words_at)
+        encoded = backbone.encode(pieces, self.max_length)
         return Row(encoded, index, target=filled.target, target_ids=target_ids, choices=choices)
+
+    # ---- prompts of words ------------------------------------------------------------------------------------------
+
+    def spelled(self, prompt: Prompt) -> Prompt:
+        """A prompt of words as tokens of this backbone, at their place; any other as it is.
+
+        The words are encoded as they stand behind what the template has before them: nothing, a space, or anything
+        else. At the front without a `{prompt}` they end in a line break.
+        """
+        if prompt.text is None or prompt.ids is not None:
+            return prompt
+        text, ids = prompt.text.strip(), list[int]()
+        if text:
+            fixed = self._before_words()
+            if fixed is None:
+                line = "" if PLACE in self.task.template.slots else "\n"
+                ids = self.backbone.text.plain_ids(text + line)
+            else:
+                ids = self.backbone.answer_ids(text, glue=fixed)
+        found = torch.tensor(ids, dtype=torch.long, device=self.backbone.device)
+        return replace(prompt, ids=found, placement=((PLACE, len(ids)),))
+
+    def _before_words(self) -> str | None:
+        """The space right before the words of a prompt, which may be none; None at the front of everything."""
+        if PLACE not in self.task.template.slots:
+            return None if self.words_at == "front" else " "
+        place = next(n for n, (_, name) in enumerate(self.task.template.parts) if name == PLACE)
+        fixed = self.task.template.parts[place][0]
+        if not place and not fixed.strip():
+            return None
+        return fixed[len(fixed.rstrip()) :]
 
     # ---- lengths ----------------------------------------------------------------------------------------------------
 
@@ -170,3 +212,17 @@ def named(place: str, make: Callable[..., T], *given: Any) -> T:
         return make(*given)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
+
+
+def with_place(pieces: Sequence[Piece], words_at: Literal["front", "end"]) -> list[Piece]:
+    """A filled template with a place for the words of a prompt, and no spaces right before it."""
+    found = list(pieces)
+    at = next((n for n, piece in enumerate(found) if piece == Piece("slot", PLACE)), None)
+    if at is None:
+        answer = next((n for n, piece in enumerate(found) if piece == Piece("slot", ANSWER)), len(found))
+        at = 0 if words_at == "front" else answer
+        found.insert(at, Piece("slot", PLACE))
+    if at and found[at - 1].role == "fixed":
+        # an empty text is no piece: the token of a space would stand between two words
+        found[at - 1] = Piece("fixed", found[at - 1].value.rstrip(" "))
+    return found

@@ -91,6 +91,11 @@ def _maker(tuned: Tuned, train: bool) -> Callable[[Batch], Prompt]:
     """What gives the prompt for a batch."""
     if tuned.method is None:
         raise NotFoldable("there is no prompt to attach: this is the frozen model alone")
+    if tuned.method.text is not None:
+        raise SiteError(
+            f"a prompt of {tuned.method.name} is words ({tuned.method.text[:80]!r}): write them into the text, or use "
+            "predict, or an Engine"
+        )
     if tuned.method.own_scores:
         raise SiteError(
             f"a prompt of {tuned.method.name} reads answers by itself, which a model with the prompt alone would not; "

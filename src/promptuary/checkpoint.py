@@ -22,7 +22,7 @@ from promptuary.building import build_method, hold_backbone, open_backbone, prom
 from promptuary.errors import ConfigError, FileFormatError, HubError, NotFoldable, StorageError
 from promptuary.methods.base import Method, MethodConfig
 from promptuary.saved import same_sizes, settings_of
-from promptuary.tuned import Tuned
+from promptuary.tuned import TEXT, Tuned, text_state
 from promptuary.types import Prompt, Shape
 
 FORMAT, VERSION = "promptuary-prompt", 3
@@ -66,7 +66,7 @@ def save_prompt(
     method = tuned.method
     if method is None:
         raise NotFoldable("there is no prompt to save: this is the frozen model alone")
-    state = tuned.state()
+    state = {name: value for name, value in tuned.state().items() if name != TEXT}
     constants = {f"method.{name}": value.cpu().clone() for name, value in method.constants(drawn=False).items()}
     bad = [name for name, value in {**state, **constants}.items() if not bool(value.isfinite().all())]
     if bad:
@@ -91,6 +91,7 @@ def save_prompt(
         "max_length": tuned.max_length,
         "sites": sorted(method.sites),
         "added_tokens": tuned.added_tokens,
+        **({} if method.text is None else {"text": method.text}),
         "trainable_parameters": tuned.trainable_parameters,
         "constants": sum(value.numel() for value in constants.values()),
         "drawn": {"seed": method.draw_seed, "sha256": files.digest_of(drawn)} if drawn else None,
@@ -114,8 +115,9 @@ def load_prompt(
     model: Any = None,
     tokenizer: Any = None,
     device: str | None = None,
+    carry: bool = False,
 ) -> Tuned:
-    """Load a prompt onto its base.
+    """Load a prompt onto its base, or carry one of words to another.
 
     Args:
         folder: a prompt folder, a run folder that holds one, or a hub name: "user/name" or "user/name@revision".
@@ -123,6 +125,7 @@ def load_prompt(
         model: another place where the same base is (a folder, a hub name), or a transformers model that you hold.
         tokenizer: of a model that you hold.
         device: another device than it was trained on.
+        carry: the base may be another one than the prompt was made with, of any family; words alone allow that.
 
     Raises:
         FileFormatError: missing, damaged or of an unknown version.
@@ -143,9 +146,11 @@ def load_prompt(
             key: value for key, value in (("model", model and str(model)), ("device", device)) if value is not None
         }
         # whoever made the file does not decide that code of the base is run
-        values = {**facts["backbone"], "device": "auto", "trust_remote_code": False, **changes}
+        known = {} if carry and "model" in changes and facts.get("text") is not None else facts["backbone"]
+        values = {**known, "device": "auto", "trust_remote_code": False, **changes}
         backbone = open_backbone(settings_of(path / FACTS, BackboneConfig, values, "backbone"))
-    backbone.check_identity(facts["identity"], facts["backbone"]["model"])
+    if not carry or facts.get("text") is None:
+        backbone.check_identity(facts["identity"], facts["backbone"]["model"])
     task = None
     if facts["task"] is not None:
         task_class = registry.load("tasks", facts["task"]["name"])
@@ -158,15 +163,18 @@ def load_prompt(
     shape = shape_of(backbone, task)
     needed = method_class.count(config, shape)
     # before anything is built, so that a number in a file cannot ask for more memory than the file has
-    if needed != held or facts["width"] != backbone.shape.width:
+    if needed != held or (facts["width"] != backbone.shape.width and not carry):
         raise FileFormatError(
             f"{path / TENSORS} holds {held} numbers, but method {facts['method']} as {FACTS} describes it needs "
             f"{needed if needed < 2**40 else 'far more'} on embeddings of width {backbone.shape.width}"
         )
     method = _built(path, facts, config, shape, constants)
     tuned = Tuned(backbone, task, method, max_length=facts["max_length"])
-    same_sizes(path / TENSORS, f"method {facts['method']}", tuned.state(), tensors)
-    tuned.restore(tensors)
+    if (method.text is None) != (facts.get("text") is None):
+        raise FileFormatError(f"{path / FACTS}: method {facts['method']} and its text do not belong together")
+    own = {name: value for name, value in tuned.state().items() if name != TEXT}
+    same_sizes(path / TENSORS, f"method {facts['method']}", own, tensors)
+    tuned.restore({**tensors, **text_state(facts.get("text"))})
     return tuned
 
 
@@ -318,11 +326,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     wrong = [name for name, kind in kinds.items() if type(facts.get(name)) is not kind]
     if "task" not in facts or type(facts["task"]) not in (dict, type(None)):
         wrong.append("task")
-    wrong += [
-        name
-        for name in ("width", "max_length", "trainable_parameters")
-        if name not in wrong and not 0 < facts[name] < 2**40
-    ]
+    # words have no trained numbers
+    least = {"width": 1, "max_length": 1, "trainable_parameters": 0 if "text" in facts else 1}
+    wrong += [name for name in least if name not in wrong and not least[name] <= facts[name] < 2**40]
+    if not isinstance(facts.get("text", ""), str):
+        wrong.append("text")
     if "constants" not in wrong and not 0 <= facts.get("constants", 0) < 2**40:
         wrong.append("constants")
     if "drawn" not in wrong and facts.get("drawn") is not None:

@@ -25,7 +25,7 @@ from promptuary.run import AnyRun, BaselineRun, JointRun, Run
 from promptuary.seeds import seeded
 from promptuary.sources import load_start
 from promptuary.training_data import Feed
-from promptuary.tuned import Tuned
+from promptuary.tuned import Tuned, text_state
 
 
 class Course:
@@ -61,7 +61,7 @@ class Course:
             self.learner = Tuned(backbone, self.task, method, max_length=length)
             saved, sources = load_start(method.config, backbone)
             self.learner.initialise(generator, saved, sources, self.splits.train, run.data.augment)
-            if not self.learner.trained():
+            if not self.learner.trained() and method.text is None:
                 raise ConfigError(
                     f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, "
                     "or method.frozen: false"
@@ -164,8 +164,9 @@ class Course:
             weights.restore(self.learner, folder / self.folders[0])
             return
         prompt = folder / self.folders[0]
-        known = checkpoint.read_facts(prompt)["sha256"]
-        self.learner.restore(files.read_tensors(prompt / checkpoint.TENSORS, known[checkpoint.TENSORS]))
+        facts = checkpoint.read_facts(prompt)
+        state = files.read_tensors(prompt / checkpoint.TENSORS, facts["sha256"][checkpoint.TENSORS])
+        self.learner.restore({**state, **text_state(facts.get("text"))})
         self.learner.train(False)
 
 

@@ -102,6 +102,11 @@ class Joint:
             found.append(replace(group, name=f"{SHARED if len(several) > 1 else task}/{group.name}"))
         return found
 
+    @property
+    def text(self) -> None:
+        """Words are looked for on one task alone."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Copies of the trained tensors, on the CPU."""
         return {group.name: group.parameter.detach().cpu().clone() for group in self.trained()}

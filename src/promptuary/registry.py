@@ -25,7 +25,7 @@ KINDS = {
 _HELPERS = {
     "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "layout", "load", "place",
     "processors", "recompute", "seeing", "shared", "tail", "template", "text", "tower", "translate", "turns",
-    "visual", "vocabulary",
+    "visual", "vocabulary", "words",
 }  # fmt: skip
 
 

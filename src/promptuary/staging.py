@@ -8,12 +8,16 @@ from __future__ import annotations
 import itertools
 
 from promptuary import registry
+from promptuary.building import open_backbone
 from promptuary.course import Course, JointCourse
 from promptuary.errors import ConfigError
 from promptuary.population import Population
 from promptuary.run import AnyRun
 from promptuary.seeds import seeded
 from promptuary.solvers.base import Job, Solver, SolverConfig
+from promptuary.speakers.base import Speaker, SpeakerConfig
+from promptuary.voices import CausalVoice
+from promptuary.wording import Wording
 
 
 class Staging:
@@ -30,6 +34,7 @@ class Staging:
         name = course.solver if run.solver is None else run.solver.name
         self.solver_class: type[Solver] = registry.load("solvers", name)
         self.settings = run.solver or self.solver_class.Config()
+        self.words = self._words()
         self.steps = self.settings.steps(course.feed.steps)
         self.borders = self._borders()
         if self.solver_class.uses_gradients and not course.learner.backbone.differentiable:
@@ -71,9 +76,44 @@ class Staging:
                 warmup=int(train.warmup) if train.warmup >= 1 else round(train.warmup * steps),
                 clip=train.clip,
                 advice={**self.course.advice, **self.stages[stage].advice},
-                together=Population.of(self.course.learner),
+                together=Population.of(self.course.learner) if self.words is None else None,
+                words=self.words,
+                voice=self._voice,
+                speaker=self._speaker,
             ),
         )
+
+    def _words(self) -> Wording | None:
+        """What is looked for, if that is words.
+
+        Raises:
+            ConfigError: the solver looks for something else.
+        """
+        found = Wording.of(
+            self.course.learner,
+            getattr(self.course, "splits", None),
+            batch_size=self.run.train.eval_batch_size,
+            seed=self.run.seed,
+        )
+        asked = "tensors" if found is None else "words"
+        if self.solver_class.searches != asked:
+            fitting = [name for name in registry.names("solvers") if registry.load("solvers", name).searches == asked]
+            raise ConfigError(
+                f"solver {self.solver_class.name} makes {self.solver_class.searches} better, and this method is "
+                f"{asked}: use solver {' or '.join(fitting)}"
+            )
+        return found
+
+    def _voice(self, model: str | None) -> CausalVoice:
+        """The model that a policy speaks with."""
+        own = self.course.learner.backbone
+        if model is None or model == own.config.model:
+            return CausalVoice(own)
+        settings = own.config.model_copy(update={"model": model, "family": "causal"})
+        return CausalVoice(open_backbone(settings))
+
+    def _speaker(self, config: SpeakerConfig) -> Speaker:
+        raise NotImplementedError(config)
 
     def _search(self, stage: int) -> tuple[type[Solver], SolverConfig]:
         """The solver of a stage with its settings: those of the run that it has too, and its own defaults."""

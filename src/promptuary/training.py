@@ -38,7 +38,10 @@ from promptuary.solvers.base import StepResult
 from promptuary.staging import Staging
 from promptuary.training_guard import STRIKES, Guard
 from promptuary.training_state import Progress, chance, pack, put_back, snapshot, unpack
-from promptuary.tuned import Tuned
+from promptuary.tuned import Tuned, text_state
+
+TEXTS = 3
+"""How many of the best words are tested; RLPrompt averages its scores over three."""
 
 Steps = Generator[list[Row], tuple[StepResult, float], None]
 
@@ -258,7 +261,7 @@ class Training:
         """Steps until the end, or until validation stops getting better."""
         progress, added = self.progress, self.feed.added
         whole = self.feed.rows["train"] if self.staging.settings.whole else None
-        while progress.step < self.steps and not self._exhausted():
+        while progress.step < self.steps and not self._exhausted() and not self.solver.done:
             while progress.step >= self.staging.borders[progress.stage + 1]:
                 self._next_stage()
             began = time.perf_counter()
@@ -286,6 +289,8 @@ class Training:
                 self._validate()
             if progress.step % self.save_every == 0:
                 self._save()
+        if self.solver.done and progress.validated != progress.step:
+            self._validate()
 
     def step(self, rows: Sequence[Row]) -> StepResult:
         """One optimiser step; in smaller parts of the same rows, as often as memory asks for that."""
@@ -396,7 +401,10 @@ class Training:
             raise
         score = result.scores[primary]
         sign = 1 if self.course.higher_is_better else -1
-        if progress.best is None or sign * score > sign * progress.best:
+        said = self.tuned.text
+        if said is not None:
+            progress.texts.setdefault(said, score)
+        if progress.best is None or sign * score > sign * progress.best or self.solver.chooses:
             # a score that is not finite stands until there is one
             progress.best = score if math.isfinite(score) else None
             progress.best_step, progress.worse = progress.step, 0
@@ -404,7 +412,12 @@ class Training:
         else:
             progress.worse += 1
         progress.validated = progress.step
-        row = {"step": progress.step, "split": "validation", **result.scores}
+        row = {
+            "step": progress.step,
+            "split": "validation",
+            **result.scores,
+            **({} if said is None else {"text": said}),
+        }
         self._row(row)
         self.listener.validated({**row, "best": progress.best, "best_step": progress.best_step, "primary": primary})
 
@@ -422,6 +435,8 @@ class Training:
         for note in notes:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
+        if self.tuned.text is not None:
+            facts |= {"text": self.tuned.text, "texts": self._best_texts(tested)}
         if self.processes.is_main_process:
             self.course.save(self.folder.path, tested)
             self.folder.predictions(list(tested.rows()))
@@ -432,6 +447,20 @@ class Training:
                 f"before them, is written all the same; lower {self.course.rate}, or use backbone.dtype: float32"
             )
         return Result(self.folder.path, tested.scores, facts, self.course.prompts)
+
+    def _best_texts(self, tested: Evaluation | JointEvaluation) -> list[dict[str, Any]]:
+        """The words with the best validation scores, and what they score on the test rows."""
+        sign, primary = 1 if self.course.higher_is_better else -1, self.course.primary
+        chosen, found = self.tuned.state(), list[dict[str, Any]]()
+        order = sorted(self.progress.texts.items(), key=lambda one: -sign * one[1])
+        for text, score in order[:TEXTS]:
+            own = tested
+            if text != self.tuned.text:
+                self.tuned.restore({**chosen, **text_state(text)})
+                own = self._evaluate("test", interval=False)
+                self.tuned.restore(chosen)
+            found.append({"text": text, "validation": {primary: score}, "test": own.scores})
+        return found
 
     def _finished(self) -> Result | None:
         """The result of a run that has one already, just as it was; None if anything is left to do."""

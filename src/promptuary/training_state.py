@@ -34,8 +34,8 @@ class Progress:
     since the last finite one or roll-back; `idle`: the same without regard to roll-backs; `skipped`: all of them;
     `micro_batch`, `eval_batch_size`: sizes that fitted into memory, where those of the settings did not; `recompute`:
     single examples did not either, and layers run again since then; `stage`: which of the method's; `calls`: candidates
-    that were scored without gradients; `times`: seconds of the newest steps; `losses`: of
-    the newest finite steps.
+    that were scored without gradients; `texts`: validation scores of words, each when it was first validated; `times`:
+    seconds of the newest steps; `losses`: of the newest finite steps.
     """
 
     step: int = 0
@@ -53,6 +53,7 @@ class Progress:
     stage: int = 0
     calls: int = 0
     seconds: float = 0.0
+    texts: dict[str, float] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 

@@ -6,6 +6,7 @@ Slightly longer than most files: it is the one object that users and all verbs h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -32,6 +33,9 @@ from promptuary.seeds import Chance
 from promptuary.starting import seen
 from promptuary.tasks.base import Task
 from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
+
+TEXT = "method.text"
+"""Where the text of a prompt of words stands in a state."""
 
 
 class Tuned(nn.Module):
@@ -78,7 +82,8 @@ class Tuned(nn.Module):
                 f"{backbone.name} family are {backbone.modality}s; choose another method or model"
             )
         self.baseline = baseline
-        self._asking = None if task is None else Asking(backbone, task, max_length)
+        words_at = None if method is None else method.words_at
+        self._asking = None if task is None else Asking(backbone, task, max_length, words_at)
         self.backbone, self.method = backbone, method
         self.max_length = max_length
         self.head: nn.Linear | None = None
@@ -91,6 +96,8 @@ class Tuned(nn.Module):
         self.moment: tuple[int, int] | None = None
         """Seed and step of the run, which noise in training is drawn from."""
         self._folded: tuple[Prompt, Hashable] | None = None
+        if task is not None and method is not None and method.text is not None and task.reading == "head":
+            raise ConfigError(f"method {method.name} is words, and nothing would train a head; use task.reading: words")
         if task is not None and method is not None and method.own_scores and task.reading != "words":
             raise ConfigError(
                 f"method {method.name} reads answers by itself, from label words; use task.reading: words, and no task "
@@ -133,15 +140,17 @@ class Tuned(nn.Module):
         if mode or self.method is None or self.method.depends:
             self._folded = None
             return self
-        folded = self.method.fold()
-        if before is not None and all(map(torch.equal, before[0].tensors, folded.tensors)):
+        folded = self._spelled(self.method.fold())
+        if before is not None and _same(before[0], folded):
             folded = before[0]  # the very same, so that what is kept for it is found
         self._folded = (folded, stamp)  # at once, since other threads may be reading
         return self
 
     def _stamp(self) -> Hashable:
         """Which values the method's tensors have; says nothing about the values, but changes with them."""
-        return () if self.method is None else tuple((p.data_ptr(), p._version) for p in self.method.parameters())
+        if self.method is None:
+            return ()
+        return (self.method.text, *((p.data_ptr(), p._version) for p in self.method.parameters()))
 
     def initialise(
         self,
@@ -217,19 +226,29 @@ class Tuned(nn.Module):
         return groups
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the trained tensors, on the CPU."""
-        return {group.name: group.parameter.detach().cpu().clone() for group in self.trained()}
+        """Copies of the trained tensors, on the CPU; of a prompt of words its text too, as bytes of UTF-8."""
+        found = {group.name: group.parameter.detach().cpu().clone() for group in self.trained()}
+        if self.method is not None and self.method.text is not None:
+            found |= text_state(self.method.text)
+        return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put trained tensors back; names and shapes must be the same."""
         with torch.no_grad():
             for group in self.trained():
                 group.parameter.copy_(state[group.name])
+        if self.method is not None and self.method.text is not None:
+            self.method.text = bytes(state[TEXT].tolist()).decode()
         self.train(self.training)
 
     def constants_digest(self) -> str:
         """A fingerprint of what the method holds besides what is trained; empty where that is nothing."""
         return "" if self.method is None else digest_of(dict(self.method.named_buffers()))
+
+    @property
+    def text(self) -> str | None:
+        """The words of a prompt that is words."""
+        return None if self.method is None else self.method.text
 
     @property
     def trainable_parameters(self) -> int:
@@ -238,7 +257,10 @@ class Tuned(nn.Module):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Positions that the prompt takes among the text, and those of keys and values before everything."""
+        """Positions that the prompt takes among the text, and those of keys and values before everything.
+
+        Of a prompt of words the tokens that it has in this model's vocabulary.
+        """
         with torch.no_grad():
             prompt = self.prompt(self.backbone.probe())
             return prompt.length, prompt.prefix_length
@@ -325,7 +347,29 @@ class Tuned(nn.Module):
             return folded[0]
         # prompt tensors stay in float32 whatever precision the model runs in
         with torch.autocast(self.backbone.device.type, enabled=False):
-            return self.method.prompt(view)
+            return self._spelled(self.method.prompt(view))
+
+    def _spelled(self, prompt: Prompt) -> Prompt:
+        """A prompt of words as tokens, where it has a task that says where they stand."""
+        return prompt if self._asking is None else self._asking.spelled(prompt)
+
+    def saying(self, text: str) -> Tuned:
+        """The same with other words, in evaluation; everything else is shared.
+
+        Raises:
+            ConfigError: this prompt is not words.
+        """
+        if self.method is None or self.method.text is None:
+            raise ConfigError(f"only a prompt of words can say something else, and {self._name} holds vectors")
+        other, method = copy.copy(self), copy.copy(self.method)
+        method.text = text
+        other._modules = {**self._modules, "method": method}
+        other._folded = None
+        return other.train(False)
+
+    @property
+    def _name(self) -> str:
+        return "the model alone" if self.method is None else self.method.name
 
     def teacher(self, view: View) -> Prompt | None:
         """What the batch is run with besides, in training."""
@@ -423,3 +467,12 @@ class Tuned(nn.Module):
     def _hidden_width(self) -> int:
         with torch.no_grad():
             return int(self.backbone.pooled(self.backbone.probe(), Prompt()).shape[-1])
+
+
+def text_state(text: str | None) -> dict[str, Tensor]:
+    """The text of a prompt of words as part of a state, bytes of UTF-8; nothing for any other prompt."""
+    return {} if text is None else {TEXT: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    return one.text == other.text and all(map(torch.equal, one.tensors, other.tensors))

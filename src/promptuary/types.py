@@ -76,6 +76,7 @@ class Prompt:
     them, at the "end", or some before and some behind ("before_answer" and "after_answer" with their numbers).
     `by_row`: the sets are one for each row of the batch; without it the class vectors of several sets are averaged.
     `norms` [n, 2, v]: weights and biases of the layer norms in the blocks of the model that sees, instead of its own.
+    `text`: words, which stand where the template has its `{prompt}`; `ids` [p]: their tokens in a model's vocabulary.
     """
 
     rows: Float[Tensor, "g p d"] | None = None
@@ -86,6 +87,8 @@ class Prompt:
     context: Float[Tensor, "s c l m d"] | None = None
     norms: Float[Tensor, "n 2 v"] | None = None
     by_row: bool = False
+    text: str | None = None
+    ids: Int[Tensor, " p"] | None = None
 
     @property
     def length(self) -> int:
@@ -94,6 +97,8 @@ class Prompt:
             return int(self.layers.shape[2])
         if self.context is not None:
             return int(self.context.shape[3])
+        if self.ids is not None:
+            return len(self.ids)
         return 0 if self.rows is None else int(self.rows.shape[1])
 
     @property
@@ -105,14 +110,14 @@ class Prompt:
     def sites(self) -> frozenset[str]:
         """The places that it uses: "input" for rows, "offset" for the table, and the other parts by their own names."""
         parts = {"input": self.rows, "offset": self.offset, "kv": self.kv}
-        parts |= {"layers": self.layers, "context": self.context, "norms": self.norms}
+        parts |= {"layers": self.layers, "context": self.context, "norms": self.norms, "text": self.ids}
         return frozenset(name for name, part in parts.items() if part is not None)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it consists of."""
         offset = () if self.offset is None else (self.offset.left, self.offset.right)
-        parts = (self.rows, self.kv, self.layers, self.context, self.norms, *offset)
+        parts = (self.rows, self.kv, self.layers, self.context, self.norms, self.ids, *offset)
         return tuple(part for part in parts if part is not None)
 
     def as_rows(self) -> Float[Tensor, "p d"]:
@@ -127,6 +132,8 @@ class Prompt:
                 "this prompt also adds a position-wise table to the text embeddings, which no prefix can reproduce; "
                 "export it in a form that carries the table, or train with the low-rank part switched off"
             )
+        if self.text is not None:
+            raise NotFoldable("this prompt is words: give them to a model as text, where the template has its {prompt}")
         if self.kv is not None:
             raise NotFoldable("this prompt is keys and values of every layer, which no rows at the input can reproduce")
         for name in ("layers", "context", "norms"):

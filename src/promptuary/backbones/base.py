@@ -102,7 +102,7 @@ class Backbone(abc.ABC):
     answer_at: ClassVar[AnswerAt]
     abilities: ClassVar[frozenset[str]]
     pooling: ClassVar[str]
-    sites: ClassVar[frozenset[str]] = frozenset({"input", "offset"})
+    sites: ClassVar[frozenset[str]] = frozenset({"input", "offset", "text"})
     words_at_head: bool = True
     differentiable: bool = True
     reads_words: ClassVar[bool] = True

@@ -22,7 +22,7 @@ from promptuary.errors import SiteError
 class Bidirectional(Backbone):
     """A text encoder, with or without a head."""
 
-    sites = frozenset({"input", "offset", "kv"})
+    sites = frozenset({"input", "offset", "kv", "text"})
 
     def missing(self, sites: frozenset[str]) -> frozenset[str]:
         """Some of these models read keys and values before their own, others do not."""

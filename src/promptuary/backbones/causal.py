@@ -32,7 +32,7 @@ class Causal(Backbone):
     answer_at = "end"
     abilities = frozenset({"words", "pool", "generate"})
     pooling = "answer"
-    sites = frozenset({"input", "offset", "kv"})
+    sites = frozenset({"input", "offset", "kv", "text"})
 
     def keys_values(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "1 l 2 k n e"]:
         """From one run over the tokens."""

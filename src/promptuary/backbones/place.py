@@ -30,6 +30,7 @@ class Placed:
     `columns` [b, t]: where each text token went; `ahead` [b, t]: the last column before the text token behind it (or
     the last of all), whose output is what a causal model expects next, also when prompt rows stand in between.
     `which`: the one of the `prompts` that each row takes; `prefix`: keys and values that stand before all of it.
+    `spoken` [b, q]: columns that hold the words of a prompt, where any does.
     """
 
     input_ids: Int[Tensor, "b q"]
@@ -42,6 +43,7 @@ class Placed:
     which: Int[Tensor, " b"]
     prompts: Sequence[Prompt]
     prefix: Prefix | None = None
+    spoken: Bool[Tensor, "b q"] | None = None
 
     def rows(self, rows: Int[Tensor, " n"]) -> Placed:
         """The chosen rows."""
@@ -54,6 +56,7 @@ class Placed:
             ahead=self.ahead[rows],
             which=self.which[rows],
             prefix=None if self.prefix is None else self.prefix.rows(rows),
+            spoken=None if self.spoken is None else self.spoken[rows],
         )
 
     def padded_left(self) -> Placed:
@@ -69,6 +72,7 @@ class Placed:
             segment_ids=None if self.segment_ids is None else self.segment_ids.gather(1, column.clamp(min=0)) * mask,
             columns=self.columns + empty,
             ahead=self.ahead + empty,
+            spoken=None,
         )
 
     @property
@@ -166,6 +170,11 @@ def place(
     own = torch.tensor([prompt.rows is not None and len(prompt.rows) > 1 for prompt in prompts], device=device)[which]
     first = torch.tensor(row_base, device=device)[which] + own * instance * lengths
     prompt_ids = vocabulary + first[:, None] + slot
+    spoken = None
+    if any(prompt.ids is not None for prompt in prompts):
+        words = [torch.full_like(slot[0], -1) if p.ids is None else _filled(p.ids.to(device), longest) for p in prompts]
+        words_at = torch.stack(words)[which]
+        prompt_ids, spoken = torch.where(words_at < 0, prompt_ids, words_at), (words_at >= 0).long()
     codes = _offset_codes(batch, prompts, which, rank, offset_base)
 
     at = text_column.masked_fill(~mask, width), prompt_column.masked_fill(~exists, width)
@@ -181,7 +190,13 @@ def place(
         which=which,
         prompts=prompts,
         prefix=prefix_of(prompts, which),
+        spoken=None if spoken is None else _spread(at, (torch.zeros_like(text_ids), spoken), width, 0).bool(),
     )
+
+
+def _filled(ids: Int[Tensor, " p"], length: int) -> Int[Tensor, " n"]:
+    """Ids, with -1 behind them."""
+    return nn.functional.pad(ids, (0, length - len(ids)), value=-1)
 
 
 def _bank(

@@ -31,7 +31,7 @@ class Seq2Seq(Backbone):
     answer_at = "target"
     abilities = frozenset({"words", "pool", "generate"})
     pooling = "mean"
-    sites = frozenset({"input", "offset", "kv"})
+    sites = frozenset({"input", "offset", "kv", "text"})
 
     def check_model(self) -> None:
         """A decoder needs a token to start with.

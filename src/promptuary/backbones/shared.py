@@ -156,21 +156,31 @@ class Body:
         return replace(found, cut=cut, keys=keys)
 
     def _text(self, placed: Placed, limit: Int[Tensor, " b"]) -> Beginning | None:
-        """Texts before their prompts: nothing in them is trained, so they run without gradients and can be kept."""
-        if placed.bank.rows is None or placed.prefix is not None:
+        """Texts before their prompts: nothing in them is trained, so they run without gradients and can be kept.
+
+        Rows with the same text have it in common, as when many prompts are tried on it.
+        """
+        if (placed.bank.rows is None and placed.spoken is None) or placed.prefix is not None:
             return None
         real = placed.attention_mask.bool()
         plain = (placed.input_ids < placed.bank.vocabulary) & real
+        if placed.spoken is not None:
+            plain = plain & ~placed.spoken
         if bool((plain == real).all()):  # nothing comes behind the texts
             return None
         cut = torch.minimum(plain.long().cumprod(1).sum(1), limit)
         if not (torch.is_grad_enabled() or self.kept.limit) or int(cut.sum()) < WORTH * placed.input_ids.numel():
             return None
-        rows, stamp, keys = torch.arange(len(cut), device=cut.device), stamp_of(self.model, self._weights), []
-        if self.kept.limit:
-            ids = placed.input_ids.tolist()
-            keys = [((*row[:width], stamp), None) for row, width in zip(ids, cut.tolist(), strict=True)]
-        return Beginning(rows, rows, cut, keys, frozen=True)
+        rows, stamp = torch.arange(len(cut), device=cut.device), stamp_of(self.model, self._weights)
+        if not self.kept.limit:
+            return Beginning(rows, rows, cut, frozen=True)
+        ids, numbers = placed.input_ids.tolist(), dict[tuple[int, ...], int]()
+        groups = [
+            numbers.setdefault(tuple(row[:width]), len(numbers)) for row, width in zip(ids, cut.tolist(), strict=True)
+        ]
+        first = torch.tensor([groups.index(number) for number in range(len(numbers))], device=cut.device)
+        keys: list[tuple[Hashable, Any]] = [((*text, stamp), None) for text in numbers]
+        return Beginning(torch.tensor(groups, device=cut.device), first, cut[first], keys, frozen=True)
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -268,7 +278,8 @@ def _before(placed: Placed, cut: Int[Tensor, " b"]) -> Placed:
     width = int(cut.max())
     mask = placed.attention_mask[:, :width] * (torch.arange(width, device=cut.device) < cut[:, None])
     ids = placed.input_ids[:, :width].masked_fill(mask == 0, placed.pad)
-    return replace(placed, input_ids=ids, attention_mask=mask, segment_ids=_first(placed.segment_ids, width))
+    segments, spoken = _first(placed.segment_ids, width), _first(placed.spoken, width)
+    return replace(placed, input_ids=ids, attention_mask=mask, segment_ids=segments, spoken=spoken)
 
 
 def _first(values: Tensor | None, width: int) -> Tensor | None:
@@ -287,6 +298,7 @@ def _behind(placed: Placed, cut: Int[Tensor, " b"], prefix: Prefix) -> Placed:
         input_ids=placed.input_ids.gather(1, at).masked_fill(mask == 0, placed.pad),
         attention_mask=mask,
         segment_ids=None if placed.segment_ids is None else placed.segment_ids.gather(1, at) * mask,
+        spoken=None if placed.spoken is None else placed.spoken.gather(1, at) & mask.bool(),
         columns=(placed.columns - cut[:, None]).clamp(min=0),
         ahead=(placed.ahead - cut[:, None]).clamp(min=0),
         prefix=prefix,

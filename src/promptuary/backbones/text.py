@@ -35,9 +35,9 @@ class TextCoder:
             DataError: the answer has no tokens.
         """
         before = "a" + glue.strip(" ")
-        together = self._plain_ids(f"a{glue}{words}")
-        alone = self._plain_ids(before)
-        ids = together[len(alone) :] if together[: len(alone)] == alone else self._plain_ids(words)
+        together = self.plain_ids(f"a{glue}{words}")
+        alone = self.plain_ids(before)
+        ids = together[len(alone) :] if together[: len(alone)] == alone else self.plain_ids(words)
         if not ids:
             raise DataError(f"the answer {words!r} has no tokens in this vocabulary; choose other label words")
         return ids
@@ -138,7 +138,8 @@ class TextCoder:
             out.extend((known, inside) for known in self._ordinary([token]))
         return out
 
-    def _plain_ids(self, text: str) -> list[int]:
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text by itself, without special tokens, also where it spells one."""
         coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return self._ordinary(coded.input_ids)
 
@@ -149,7 +150,7 @@ class TextCoder:
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """Special tokens that the tokenizer puts before and behind a text."""
-        bare = self._plain_ids("a")
+        bare = self.plain_ids("a")
         full = list(self.tokenizer("a", add_special_tokens=True).input_ids)
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:

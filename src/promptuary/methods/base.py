@@ -142,6 +142,7 @@ class Method(nn.Module, abc.ABC):
         shared: parameters that all tasks of one run have in common; the others are each task's own.
         tiny: settings for the contract suite's tiny models (width 32, texts of up to 40 tokens).
         tiny_sources: settings of the methods of the earlier prompts that it starts from there.
+        text, words_at: of a prompt of words these, and where they go in a template without `{prompt}`; see `words.py`.
         exceptions: property of the contract suite that cannot hold (or "property on family") -> reason, as in its card.
     """
 
@@ -159,6 +160,8 @@ class Method(nn.Module, abc.ABC):
     relative: ClassVar[frozenset[str]] = frozenset({"prompt"})
     solver: str = "gradient"
     shared: ClassVar[frozenset[str]] = frozenset()
+    text: str | None = None
+    words_at: Literal["front", "end"] | None = None
     tiny: ClassVar[Mapping[str, Any]] = {}
     tiny_sources: ClassVar[Sequence[Mapping[str, Any]]] = ()
     exceptions: ClassVar[Mapping[str, str]] = {}

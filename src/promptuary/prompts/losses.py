@@ -192,3 +192,10 @@ def text_to_text(learned: Float[Tensor, "c h"], references: Float[Tensor, "l c h
     scores = scale * references @ learned.T
     right = torch.arange(len(learned), device=learned.device).expand(len(references), -1)
     return torch.nn.functional.cross_entropy(scores.flatten(0, 1), right.flatten())
+
+
+def label_gap(probabilities: Float[Tensor, "n c"], right: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Probability of the right label minus that of the best other one, by its place: a tie gives 0 (RLPrompt, 2.3)."""
+    own = probabilities.gather(1, right[:, None])
+    others = probabilities.scatter(1, right[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)

@@ -111,6 +111,9 @@ class Words(Protocol):
     def fields(self) -> Sequence[str]:
         """Fields of an example that hold the text which is asked about."""
 
+    def proposal(self, number: int) -> str | None:
+        """What the method itself proposes as number 0, 1, ... of a plain search; None if it has no more."""
+
     def tried(
         self,
         texts: Sequence[str],
@@ -232,14 +235,21 @@ class Solver(abc.ABC):
     Facts that a solver declares:
         name: file name, and what the user types.
         uses_gradients: whether it asks the loss for them.
+        searches: what it makes better: "tensors", or the text of a prompt of words.
         chooses: whether what it holds after its last step is what it found best on held-out examples, so that the run
             keeps that, and not the state that scored best in between.
     """
 
     name: ClassVar[str]
     uses_gradients: ClassVar[bool]
+    searches: ClassVar[Literal["tensors", "words"]] = "tensors"
     chooses: ClassVar[bool] = False
     Config: ClassVar[type[SolverConfig]]
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to try, so that the run ends before its last step; by default never."""
+        return False
 
     @classmethod
     @abc.abstractmethod

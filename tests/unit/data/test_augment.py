@@ -108,7 +108,7 @@ def test_only_texts_of_the_training_split_change_and_each_epoch_anew(family: str
 
 def test_fixed_words_of_the_template_and_label_words_stay(tmp_path: Path) -> None:
     made = training(tmp_path, "task.template='it was {text} so it was {mask}'", *ON)
-    first, last = (made.backbone.text._plain_ids(words) for words in ("it was", "so it was"))
+    first, last = (made.backbone.text.plain_ids(words) for words in ("it was", "so it was"))
     for step in range(9):
         for row in made.feed.at(step):
             assert row.encoded.ids[: len(first) + 1][-len(first) :] == first or row.encoded.ids[: len(first)] == first

@@ -1,0 +1,77 @@
+"""A frozen causal model as the voice of a policy: states behind sequences of tokens, and what its head makes of them.
+
+Knows no policy, no prompt and no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from promptuary.backbones.base import Backbone
+from promptuary.errors import ConfigError
+from promptuary.types import ANSWER, Batch, Prompt
+
+
+class CausalVoice:
+    """See `solvers.base.Voice`."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Around a loaded model.
+
+        Raises:
+            ConfigError: it is no causal model, or its head does not run apart from its body.
+        """
+        if backbone.answer_at != "end" or not backbone.differentiable:
+            raise ConfigError(
+                f"solver.model: a policy speaks with a causal model, and {backbone.config.model} is {backbone.name}; "
+                "name one, such as distilgpt2"
+            )
+        if not backbone.separable:
+            raise ConfigError(
+                f"solver.model: {type(backbone.model).__name__} does not let its head run apart from its body"
+            )
+        self.backbone = backbone
+
+    @property
+    def width(self) -> int:
+        """Of the states."""
+        return self.backbone.shape.hidden
+
+    @property
+    def vocabulary(self) -> int:
+        """Words of the head."""
+        return int(self.backbone.model.config.get_text_config().vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.backbone.device
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        return self.backbone.text.plain_ids(text)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """As the tokenizer writes them, special tokens too."""
+        return str(self.backbone.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    @torch.no_grad()
+    def states(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "b h"]:
+        """In one pass, padded on the right; behind the special token that texts begin with, if there is one."""
+        rows = [[*self.backbone.prefix, *sequence] for sequence in sequences]
+        if not all(rows):
+            raise ConfigError("solver.placeholder: a policy needs at least one token to begin behind; give it a word")
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[self.backbone.pad] * (longest - len(row))] for row in rows], device=self.device)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        mask = (torch.arange(longest, device=self.device) <= ends[:, None]).long()
+        batch = Batch(ids, mask, torch.arange(len(rows), device=self.device), slots={ANSWER: ends})
+        return self.backbone.answer(batch, Prompt()).float()
+
+    def logits(self, states: Float[Tensor, "n h"]) -> Float[Tensor, "n v"]:
+        """The head alone, in float32."""
+        return self.backbone.tail.logits(states.to(self.backbone.model.dtype)).float()
