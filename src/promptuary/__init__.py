@@ -19,6 +19,7 @@ _PUBLIC = {
     "Result": "promptuary.training",
     "sweep": "promptuary.sweeping",
     "evaluate": "promptuary.evaluation",
+    "robustness": "promptuary.robust",
     "load_prompt": "promptuary.checkpoint",
     "save_prompt": "promptuary.checkpoint",
     "push_prompt": "promptuary.hub",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from promptuary.hosting import adapt
     from promptuary.hub import pull_prompt, push_prompt
     from promptuary.methods.base import Method, MethodConfig
+    from promptuary.robust import robustness
     from promptuary.run import BaselineRun, Run
     from promptuary.serve.engine import Engine
     from promptuary.sweeping import sweep
@@ -78,6 +80,7 @@ __all__ = [
     "match_budget",
     "pull_prompt",
     "push_prompt",
+    "robustness",
     "save_prompt",
     "sweep",
     "train",

@@ -14,6 +14,7 @@ from typing import Any
 from promptuary import memory, metrics
 from promptuary.data.collate import Row
 from promptuary.errors import DataError, OutOfMemory
+from promptuary.tasks.base import Task
 from promptuary.tuned import Tuned
 from promptuary.types import Prediction
 
@@ -80,13 +81,34 @@ def evaluate(
                 "shorten the prompt, or use backbone.dtype: bfloat16"
             )
         size = math.ceil(min(size, len(examples)) / 2)
+    return scored(tuned.task, gold, predictions, interval=interval, batch_size=size)
+
+
+def scored(
+    task: Task, gold: Sequence[Any], predictions: Sequence[Prediction], *, interval: bool, batch_size: int
+) -> Evaluation:
+    """Scores of answers that are there already.
+
+    Args:
+        task: says what is measured.
+        gold: right answers.
+        predictions: in the same order.
+        interval: whether to bootstrap an interval (labels and texts that are right or wrong only).
+        batch_size: what they were made with.
+    """
     answers = [prediction.answer for prediction in predictions]
-    scores = metrics.compute(tuned.task.metrics, gold, answers)
     spread = None
-    if interval and tuned.task.metrics[0] in ("accuracy", "exact_match"):
-        right = [
-            metrics.compute(tuned.task.metrics[:1], [g], [a])[tuned.task.metrics[0]]
-            for g, a in zip(gold, answers, strict=True)
-        ]
-        spread = metrics.bootstrap_interval(right)
-    return Evaluation(scores, predictions, gold, spread, size)
+    if interval and by_example(task):
+        spread = metrics.bootstrap_interval(rightness(task, gold, answers))
+    return Evaluation(metrics.compute(task.metrics, gold, answers), list(predictions), list(gold), spread, batch_size)
+
+
+def by_example(task: Task) -> bool:
+    """Whether the first metric is a share of examples that are right."""
+    return task.metrics[0] in ("accuracy", "exact_match")
+
+
+def rightness(task: Task, gold: Sequence[Any], answers: Sequence[Any]) -> list[float]:
+    """The first metric of each example alone."""
+    score = metrics.METRICS[task.metrics[0]].function
+    return [score([right], [answer]) for right, answer in zip(gold, answers, strict=True)]

@@ -5,6 +5,7 @@ Knows no task, model or file; scikit-learn and scipy are the oracles in its test
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -129,6 +130,19 @@ def harmonic_mean(base: float, new: float) -> float:
         new: the same on the others.
     """
     return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
+
+
+def drop_rate(clean: float, perturbed: float, *, higher_is_better: bool = True) -> float:
+    """Share of a score that is lost: 1 - perturbed / clean, of an error perturbed / clean - 1; below 0 where it gains.
+
+    A clean score of 0 has nothing to lose: 0.0, or infinite where it becomes worse still, as an error can. Of a clean
+    score below 0, such as a correlation, the share is taken of its size.
+    Source: PromptBench (arXiv 2306.04528), performance drop rate; 0, errors and scores below 0 are our choice.
+    """
+    lost = clean - perturbed if higher_is_better else perturbed - clean
+    if clean == 0:
+        return math.inf if lost > 0 else 0.0
+    return lost / abs(clean)
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------

@@ -197,6 +197,11 @@ def score(value: float | None, interval: Sequence[float] | None = None) -> str:
     return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
 
 
+def bar(share: float, width: int = 20) -> str:
+    """A share as a bar."""
+    return "█" * round(share * width) + "·" * (width - round(share * width))
+
+
 def score_rows(scores: Mapping[str, float], primary: str, interval: Sequence[float] | None) -> list[tuple[str, str]]:
     """Every score by name; the interval belongs to the primary one."""
     return [(name, score(value, interval if name == primary else None)) for name, value in scores.items()]

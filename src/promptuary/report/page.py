@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from promptuary import __version__, metrics
 from promptuary.errors import SiteError
-from promptuary.report import attention, matrix, samples
+from promptuary.report import attention, bars, matrix, samples
 
 if TYPE_CHECKING:
     from promptuary.evaluation import Evaluation
+    from promptuary.robust import Robustness
     from promptuary.tuned import Tuned
 
 SHOWN = 12
@@ -65,6 +66,7 @@ def render(
     examples: Sequence[Mapping[str, Any]],
     *,
     notes: Sequence[str] = (),
+    under: Robustness | None = None,
 ) -> bytes:
     """The page, in UTF-8; the same input gives the same bytes. At most some 2 MB, however many examples there are.
 
@@ -74,6 +76,7 @@ def render(
         tuned: what was evaluated; asked for its task, and where the prompt looks if its model sees.
         examples: that were evaluated, in the same order.
         notes: what should be known about the examples.
+        under: the same prompt on perturbed examples, if they were tried.
 
     Raises:
         DataError: an image can no longer be read.
@@ -114,6 +117,7 @@ def render(
         wrong_count=sum(how != 0 for how in wrongness),
         right_count=sum(how == 0 for how in wrongness),
         measures=metrics.METRICS[task.metrics[0]].kind == "value",
+        bars=None if under is None else bars.bars(under, len(examples), NAMES, SHARES),
         looked=looked,
         unseen=unseen,
         version=__version__,
