@@ -5,12 +5,24 @@ Knows no provider, no model and no file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypedDict
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from promptuary.settings import Settings
+
+HASHED = "hashed"
+"""Set in the context of `model_dump`, it leaves only what answers depend on."""
 
 
 class Message(TypedDict):
@@ -64,13 +76,77 @@ def user(content: str, system: str | None = None) -> list[Message]:
     return [*before, {"role": "user", "content": content}]
 
 
-class SpeakerConfig(Settings):
+class EndpointConfig(Settings):
+    """Where a model is talked to, how patiently, and what it may cost; a key is never among the settings."""
+
+    base_url: str | None = Field(
+        None,
+        description="an OpenAI-compatible endpoint, such as http://localhost:8000/v1; keys come from the environment",
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="the environment variable that holds the key; servers without keys need none"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds until an answer must be there, whole; our choice")
+    retries: int = Field(
+        5, ge=0, le=100, description="further tries after 429, 5xx, a time-out or a broken answer; our choice"
+    )
+    patience: float = Field(
+        120.0, ge=0, description="longest wait before a further try, in seconds, also if the server asks for more"
+    )
+    requests_per_minute: float | None = Field(None, gt=0, description="no more than this many; None is no limit")
+    parallel: int = Field(
+        4, ge=1, le=256, description="questions that are on their way at once where many are asked; our choice"
+    )
+    budget_calls: int | None = Field(None, ge=0, description="most requests, further tries included")
+    budget_tokens: int | None = Field(None, ge=0, description="most tokens, in and out together")
+    budget_money: float | None = Field(None, ge=0, description="most money, in the unit of the prices")
+    price_in: float | None = Field(None, ge=0, description="price of a million tokens that are asked")
+    price_out: float | None = Field(None, ge=0, description="price of a million tokens that are answered")
+    cache: str | None = Field(
+        None, description="file in which answers are kept, so that the same question is paid once; may be shared"
+    )
+
+    matters: ClassVar[frozenset[str]] = frozenset({"model", "base_url"})
+    """What answers depend on: the rest may change between a run and its continuation."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("expected an address without user, key or anything behind it; keys come from api_key_env")
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_only(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", value):  # the value may be a key: it is not shown
+            raise ValueError(
+                "expected the NAME of an environment variable in capitals, such as OPENAI_API_KEY, not the key"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.budget_money is not None and (self.price_in is None or self.price_out is None):
+            raise ValueError("budget_money needs price_in and price_out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _for_hash(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        whole: dict[str, Any] = handler(self)
+        if isinstance(info.context, Mapping) and info.context.get(HASHED):
+            return {name: value for name, value in whole.items() if name in self.matters}
+        return whole
+
+
+class SpeakerConfig(EndpointConfig):
     """Which model is talked to."""
 
     model: str = Field(
         min_length=1, description="name of the model at the endpoint; without base_url a causal model on this machine"
-    )
-    base_url: str | None = Field(
-        None,
-        description="an OpenAI-compatible endpoint, such as http://localhost:8000/v1; keys come from the environment",
     )
