@@ -5,6 +5,7 @@ Knows no solver.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,9 @@ class Wordy:
         self.held_out = [{"text": one, "label": ("yes", "no")[place % 2]} for place, one in enumerate(CLEAN[:held_out])]
         self.known: dict[tuple[str, str], float] = {}
         self.asked = 0
+
+    def proposal(self, number: int) -> str | None:
+        return None
 
     def tried(
         self,
@@ -95,3 +99,59 @@ class Script:
         self.questions.append(messages[-1]["content"])
         self.seeds.append(seed)
         return [text for place in range(n) if (text := self.answer(messages[-1]["content"], place).strip())]
+
+
+START = "Say whether the review is good."
+BEWARE = "Beware of typos."
+ROLES = ("attacker", "strategist", "explainer", "summariser", "rewriter", "paraphraser")
+
+
+def victim(prompt: str, example: Mapping[str, Any]) -> float:
+    """Right unless the text has a typo of which the prompt does not warn."""
+    return 1.0 if BEWARE in prompt or not has_typo(example["text"]) else -1.0
+
+
+def fragile(prompt: str, example: Mapping[str, Any]) -> float:
+    return -1.0 if has_typo(example["text"]) else 1.0
+
+
+def clean_of(question: str) -> str:
+    return re.findall(r"Text: (.*)\nChanged text:", question)[0]
+
+
+def typo(text: str) -> str:
+    """The first two letters of the longest word change places."""
+    word = max(text.split(), key=len)
+    return text.replace(word, word[1] + word[0] + word[2:], 1)
+
+
+def four_copies_and_a_typo(question: str, place: int) -> str:
+    text = clean_of(question)
+    return typo(text) if place == 3 else text
+
+
+def differs(question: str, place: int) -> str:
+    """Speaks of typos only where it is shown a pair with one."""
+    pairs = re.findall(r"Before: (.*)\nAfter: (.*)", question)
+    return "words are misspelt: typos" if any(has_typo(after) for _, after in pairs) else "no difference"
+
+
+def warns(question: str, place: int) -> str:
+    """Speaks of typos only where it is told of them."""
+    told = question.split("</prompt>")[1]
+    if place == 2 and "typos" in told:
+        return f"<prompt>{START} {BEWARE}</prompt>"
+    return f"<prompt>Variant {place} of no use.</prompt>"
+
+
+def cast(**changes: Callable[[str, int], str]) -> dict[str, Script]:
+    answers: dict[str, Callable[[str, int], str]] = {
+        "attacker": four_copies_and_a_typo,
+        "strategist": lambda question, place: "Misspell the longest word.",
+        "explainer": differs,
+        "summariser": lambda question, place: "typos" if "typos" in question else "nothing",
+        "rewriter": warns,
+        "paraphraser": lambda question, place: f"Paraphrase {place} of no use.",
+        **changes,
+    }
+    return {role: Script(answer) for role, answer in answers.items()}

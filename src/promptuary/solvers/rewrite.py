@@ -28,7 +28,7 @@ from promptuary.solvers.rewriting.roles import Ledger, Role, drawn
 from promptuary.solvers.rewriting.search import Search
 from promptuary.solvers.rewriting.settings import RewriteConfig
 from promptuary.solvers.rewriting.worth import Scorer, Worth
-from promptuary.speakers.base import Speaker
+from promptuary.speakers.base import HASHED, Speaker
 
 
 @dataclass
@@ -67,6 +67,7 @@ class RewriteSolver(Solver):
 
     name = "rewrite"
     uses_gradients = False
+    searches = "words"
     chooses = True
     Config = RewriteConfig
 
@@ -130,7 +131,6 @@ class RewriteSolver(Solver):
         c = cast(RewriteConfig, config)
         if job.words is None:
             raise ConfigError("solver rewrite is for prompts of words; use method: {name: batprompt}")
-        opened: dict[str, Speaker] = {}
         speakers: dict[Role, Speaker] = {}
         for role in c.needed:
             settings = c.roles.get(role, c.model)
@@ -138,10 +138,7 @@ class RewriteSolver(Solver):
                 raise ConfigError(
                     f"the {role} has to be played by a model; set solver.model: {{model: NAME}}, or solver.roles.{role}"
                 )
-            key = settings.model_dump_json()
-            if key not in opened:
-                opened[key] = job.speaker(settings)
-            speakers[role] = opened[key]
+            speakers[role] = job.speaker(settings, role)
         return cls(job.words, c, speakers, job.seed)
 
     @property
@@ -152,6 +149,11 @@ class RewriteSolver(Solver):
         ones, and what had been asked and tried by then.
         """
         return copy.deepcopy(self.search.history)
+
+    @property
+    def done(self) -> bool:
+        """Whether a budget is spent."""
+        return self.search.exhausted
 
     # ---- a round ----------------------------------------------------------------------------------------------------
 
@@ -374,4 +376,5 @@ class RewriteSolver(Solver):
         self.words.text = self.search.best
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"rounds"})}
+        # of a speaker only what its answers depend on: a budget may be raised in between
+        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"rounds"}, context={HASHED: True})}

@@ -9,80 +9,17 @@ import copy
 import json
 import math
 import random
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from promptuary.errors import ConfigError, DataError, SpeakerError
-from promptuary.perturbing.closeness import SURFACE, surface
+from promptuary.errors import ConfigError, SpeakerError
 from promptuary.perturbing.kinds import KINDS
 from promptuary.solvers.base import Job, StepResult
 from promptuary.solvers.rewrite import RewriteConfig, RewriteSolver
-from promptuary.solvers.rewriting.answers import Gate, plain, prompt_in
-from promptuary.solvers.rewriting.attack import Attacker, described, kinds_of
-from promptuary.solvers.rewriting.questions import MOST_PAIRS, differences
-from promptuary.solvers.rewriting.records import Record
-from promptuary.solvers.rewriting.roles import Ledger
-from promptuary.solvers.rewriting.worth import Scorer
 from promptuary.speakers.base import SpeakerConfig
-from talking import CLEAN, Script, Wordy, has_typo
-
-START = "Say whether the review is good."
-BEWARE = "Beware of typos."
-ROLES = ("attacker", "strategist", "explainer", "summariser", "rewriter", "paraphraser")
-
-
-def victim(prompt: str, example: Mapping[str, Any]) -> float:
-    """Right unless the text has a typo of which the prompt does not warn."""
-    return 1.0 if BEWARE in prompt or not has_typo(example["text"]) else -1.0
-
-
-def fragile(prompt: str, example: Mapping[str, Any]) -> float:
-    return -1.0 if has_typo(example["text"]) else 1.0
-
-
-def clean_of(question: str) -> str:
-    return re.findall(r"Text: (.*)\nChanged text:", question)[0]
-
-
-def typo(text: str) -> str:
-    """The first two letters of the longest word change places."""
-    word = max(text.split(), key=len)
-    return text.replace(word, word[1] + word[0] + word[2:], 1)
-
-
-def four_copies_and_a_typo(question: str, place: int) -> str:
-    text = clean_of(question)
-    return typo(text) if place == 3 else text
-
-
-def differs(question: str, place: int) -> str:
-    """Speaks of typos only where it is shown a pair with one."""
-    pairs = re.findall(r"Before: (.*)\nAfter: (.*)", question)
-    return "words are misspelt: typos" if any(has_typo(after) for _, after in pairs) else "no difference"
-
-
-def warns(question: str, place: int) -> str:
-    """Speaks of typos only where it is told of them."""
-    told = question.split("</prompt>")[1]
-    if place == 2 and "typos" in told:
-        return f"<prompt>{START} {BEWARE}</prompt>"
-    return f"<prompt>Variant {place} of no use.</prompt>"
-
-
-def cast(**changes: Callable[[str, int], str]) -> dict[str, Script]:
-    answers: dict[str, Callable[[str, int], str]] = {
-        "attacker": four_copies_and_a_typo,
-        "strategist": lambda question, place: "Misspell the longest word.",
-        "explainer": differs,
-        "summariser": lambda question, place: "typos" if "typos" in question else "nothing",
-        "rewriter": warns,
-        "paraphraser": lambda question, place: f"Paraphrase {place} of no use.",
-        **changes,
-    }
-    return {role: Script(answer) for role, answer in answers.items()}
+from talking import BEWARE, CLEAN, ROLES, START, Script, Wordy, cast, fragile, victim  # fmt: skip
 
 
 def search(words: Wordy, speakers: Mapping[str, Script], **settings: Any) -> RewriteSolver:
@@ -92,105 +29,6 @@ def search(words: Wordy, speakers: Mapping[str, Script], **settings: Any) -> Rew
 
 def go(solver: RewriteSolver, rounds: int = 1) -> list[StepResult]:
     return [solver.step(None, [], 0.0) for _ in range(rounds)]  # type: ignore[arg-type]
-
-
-def ledger(speakers: Mapping[str, Script], step: int = 0) -> Ledger:
-    return Ledger(speakers, 5, step)  # type: ignore[arg-type]
-
-
-def attacker(**changes: Any) -> Attacker:
-    settings: dict[str, Any] = {
-        "by": "model", "kinds": [KINDS["C1"]], "repeats": 3, "count": 5, "objective": "score", "chain": False,
-        "strategist": False, "stop_at_zero": False, "seed": 5,
-    }  # fmt: skip
-    return Attacker(**{**settings, **changes})
-
-
-def measured(words: Wordy) -> Callable[[str, Any], list[float]]:
-    return lambda prompt, examples: words.tried([prompt], examples).reward[0].tolist()
-
-
-# ---- the attack -----------------------------------------------------------------------------------------------------
-
-
-def test_the_harmful_candidate_is_taken_where_similarity_alone_would_take_a_copy() -> None:
-    words, speakers = Wordy(fragile), cast()
-    for objective, harmful in (("score", 3), ("similarity", 0)):
-        found = attacker(objective=objective).attack(
-            START, [0, 1, 2], words.examples, words.fields, measured(words), ledger(speakers)
-        )
-        assert sum(one.success for one in found) == harmful, objective
-        assert [has_typo(one.text) for one in found] == [bool(harmful)] * 3
-
-
-@pytest.mark.parametrize("by", ["model", "rule"])
-@pytest.mark.parametrize("chain", [False, True])
-def test_the_score_never_rises_and_what_is_accepted_is_close(by: str, chain: bool) -> None:
-    def graded(prompt: str, example: Mapping[str, Any]) -> float:
-        return float(len(example["text"]) % 7) - sum(map(ord, example["text"])) % 11
-
-    chance = random.Random(0)
-
-    def wild(question: str, place: int) -> str:
-        text = clean_of(question)
-        return text[: chance.randrange(len(text) + 1)] + chance.choice(["", "x", text, "!?"])
-
-    words = Wordy(graded)
-    kinds = list(KINDS.values())
-    found = attacker(by=by, kinds=kinds, chain=chain).attack(
-        START, [0, 3, 5], words.examples, words.fields, measured(words), ledger(cast(attacker=wild))
-    )
-    assert len(found) == 3 * len(kinds)
-    fell = 0
-    for one in found:
-        assert len(one.trace) == 4
-        assert all(later <= earlier for earlier, later in zip(one.trace, one.trace[1:], strict=False))
-        assert one.lowest == one.trace[-1] == graded(START, {"text": one.text})
-        fell += one.success
-        if one.kind.gate == "surface" and one.success and not chain:
-            assert surface(one.clean, one.text) > SURFACE
-    assert fell > 5
-
-
-def test_where_nothing_is_close_the_clean_text_comes_back_and_is_no_success() -> None:
-    words = Wordy(lambda prompt, example: 1.0 if example["text"] in CLEAN else -1.0)
-    found = attacker().attack(
-        START, [0, 1], words.examples, words.fields, measured(words),
-        ledger(cast(attacker=lambda question, place: "quite another text, as far away as can be")),
-    )  # fmt: skip
-    assert [(one.text == one.clean, one.passed, one.success, one.record.passed) for one in found] == [
-        (True, False, False, False)
-    ] * 2
-
-
-def test_each_attack_begins_with_the_clean_text_unless_they_are_chained() -> None:
-    words, speakers = Wordy(fragile), cast(attacker=lambda question, place: clean_of(question) + " x")
-    kinds = [KINDS["C3"], KINDS["S1"]]
-    for chain in (False, True):
-        found = attacker(kinds=kinds, chain=chain, repeats=1).attack(
-            START, [0], words.examples, words.fields, measured(words), ledger(speakers)
-        )
-        assert found[0].text == CLEAN[0] + " x"
-        # in the chain the second one begins where the model is wrong already, and cannot lower its score
-        assert found[1].begun == (-1.0 if chain else 1.0)
-        assert found[1].success is not chain
-
-
-def test_rules_follow_from_seed_round_example_and_kind_alone() -> None:
-    words = Wordy(fragile)
-    kinds = list(kinds_of("mix"))
-
-    def run(places: list[int], seed: int = 5, step: int = 0, kinds: Any = kinds) -> dict[tuple[int, str], str]:
-        made = attacker(by="rule", kinds=kinds, seed=seed).attack(
-            START, places, words.examples, words.fields, measured(words), ledger({}, step)
-        )
-        return {(one.example, one.kind.id): one.text for one in made}
-
-    whole = run([0, 1, 2])
-    assert run([2, 0, 1], kinds=kinds[::-1]) == whole
-    assert {key: text for key, text in whole.items() if key[0] == 1} == run([1])
-    assert run([0, 1, 2], seed=6) != whole
-    assert run([0, 1, 2], step=1) != whole
 
 
 def test_the_strategist_words_the_attack_of_c1_alone() -> None:
@@ -214,44 +52,6 @@ def test_an_attack_that_cannot_get_worse_may_end() -> None:
         counts.append(speakers["attacker"].calls)
     # score 0 after the first of three repeats
     assert counts == [9, 3]
-
-
-# ---- alignment ------------------------------------------------------------------------------------------------------
-
-
-def test_a_record_keeps_its_example_and_label_and_their_order_changes_no_score() -> None:
-    words = Wordy(lambda prompt, example: (sum(map(ord, example["text"] + example["label"])) % 100) / 7 - 5)
-    made = attacker(by="rule")
-    records = [
-        made.pooled(place, kind, words.examples, words.fields) for place in range(12) for kind in kinds_of("mix")
-    ]
-    assert any(record.changed for record in records)
-    for record in records:
-        example = record.among(words.examples)
-        assert example["label"] == words.examples[record.example]["label"]
-        assert record.clean == words.examples[record.example]["text"]
-    scorer = Scorer(words, "reward", 0.3, "mean")
-    before = scorer.worth([START], list(range(12)), records, words.examples)
-    for seed in range(5):
-        random.Random(seed).shuffle(records)
-        assert scorer.worth([START], list(range(12))[::-1], records, words.examples) == before
-    # a hand-made one: two kinds, means .5 and 1, clean 1
-    right = Scorer(Wordy(victim), "score", 0.25, "mean")
-    some = [
-        Record(0, "C1", "text", CLEAN[0], typo(CLEAN[0]), True),
-        Record(1, "C1", "text", CLEAN[1], CLEAN[2], True),
-        Record(1, "S1", "text", CLEAN[1], CLEAN[3], True),
-        Record(2, "S1", "text", CLEAN[2], CLEAN[2], False),
-    ]
-    assert right.worth([START], [0, 1], some, words.examples)[0].total == 0.25 * 1 + 0.75 * (0.5 + 1) / 2
-    right.aggregate = "min"
-    assert right.worth([START], [0, 1], some, words.examples)[0].total == 0.25 * 1 + 0.75 * 0.5
-
-
-def test_a_record_of_other_data_is_refused() -> None:
-    record = Record(3, "C1", "text", "another text", "another txet", True)
-    with pytest.raises(DataError, match="made from another example 3"):
-        record.among(Wordy(victim).examples)
 
 
 def test_what_is_attacked_is_not_what_prompts_are_compared_on() -> None:
@@ -377,6 +177,9 @@ def test_calls_by_role_are_those_of_the_closed_form(kinds: tuple[str, ...]) -> N
     assert parts["asked"] == sum(expected.values()) == sum(script.calls for script in speakers.values())
     assert parts["answers/attacker"] == 5 * expected["attacker"]
     assert dict(solver.search.asked) == expected
+    # the same question is asked in every repeat: only another seed brings other answers
+    seeds = [seed for script in speakers.values() for seed in script.seeds]
+    assert len(set(seeds)) == len(seeds)
     assert speakers["rewriter"].counts == {5: 1}
     assert speakers["paraphraser"].counts == {2: 1}
 
@@ -395,16 +198,20 @@ def test_what_the_victim_is_asked_is_that_of_the_closed_form() -> None:
 @pytest.mark.parametrize("budget", [0, 1, 5, 9, 10, 11, 12, 13, 20])
 def test_a_budget_is_never_exceeded_and_the_best_so_far_stays(budget: int) -> None:
     words, one = Wordy(victim), cast()
-    shared = Script(lambda question, place: "", budget)
-    shared.answer = lambda question, place: next(
-        script.answer(question, place)
-        for role, script in one.items()
-        if {"attacker": "Changed text:", "explainer": "Before:", "summariser": "Differences between",
-            "rewriter": "Write a better", "paraphraser": "other words", "strategist": "likely to go wrong"}[role] in question
-    )  # fmt: skip
+    marks = {
+        "attacker": "Changed text:", "explainer": "Before:", "summariser": "Differences between",
+        "rewriter": "Write a better", "paraphraser": "other words",
+    }  # fmt: skip
+
+    def answer(question: str, place: int) -> str:
+        role = next(role for role, mark in marks.items() if mark in question)
+        return one[role].answer(question, place)
+
+    shared = Script(answer, budget)
     solver = search(words, dict.fromkeys(ROLES, shared))
     steps = go(solver, 3)
-    assert shared.calls == min(budget, shared.calls)
+    assert shared.calls <= budget
+    assert solver.done
     assert sum(step.parts.get("asked", 0) for step in steps) == shared.calls
     assert all(step.applied and math.isfinite(step.loss) for step in steps)
     assert any(step.parts.get("exhausted") for step in steps)
@@ -442,9 +249,12 @@ def rewriting(question: str, place: int) -> str:
 
 
 def test_a_resumed_search_is_the_unbroken_one() -> None:
+    asked: list[dict[str, Script]] = []
+
     def made() -> tuple[Wordy, RewriteSolver]:
         words = Wordy(noisy)
         speakers = cast(rewriter=rewriting, paraphraser=rewriting)
+        asked.append(speakers)
         return words, search(words, speakers, pool="model", measure="reward", perturbations=("C1", "C2"))
 
     words, whole = made()
@@ -453,6 +263,7 @@ def test_a_resumed_search_is_the_unbroken_one() -> None:
     go(first, 2)
     tensors, numbers = first.state()
     kept = json.loads(json.dumps(numbers))
+    told = {role: (script.calls, list(script.seeds)) for role, script in asked[1].items()}
     go(first)
     assert json.loads(json.dumps(numbers)) == kept
     again, second = made()
@@ -462,6 +273,8 @@ def test_a_resumed_search_is_the_unbroken_one() -> None:
     assert second.state() == whole.state()
     assert again.text == words.text
     assert len(whole.history) > 2
+    for role in ROLES:
+        assert asked[0][role].seeds == told[role][1] + asked[2][role].seeds
 
 
 def test_a_step_that_is_stopped_anywhere_changes_nothing_and_is_taken_anew() -> None:
@@ -472,7 +285,7 @@ def test_a_step_that_is_stopped_anywhere_changes_nothing_and_is_taken_anew() -> 
     unbroken = copy.deepcopy(solver)
     go(unbroken)
     before, text = solver.state(), words.text
-    for allowed in range(0, 30, 3):
+    for allowed in range(0, 18, 3):
         left = iter(range(allowed))
 
         def check(left: Any = left) -> None:
@@ -497,17 +310,17 @@ def test_a_state_of_other_settings_is_refused() -> None:
 
 
 def test_each_role_is_played_by_its_own_model_or_by_that_of_all() -> None:
-    opened: list[str] = []
+    opened: dict[str, str] = {}
 
-    def speaker(config: SpeakerConfig) -> Script:
-        opened.append(config.model)
+    def speaker(config: SpeakerConfig, role: str) -> Script:
+        opened[role] = config.model
         return Script(lambda *_: "x")
 
     config = RewriteConfig.model_validate({"model": {"model": "small"}, "roles": {"rewriter": {"model": "large"}}})
     solver = RewriteSolver.of(config, Job([], 2, 1, words=Wordy(victim), speaker=speaker))
     assert isinstance(solver, RewriteSolver)
-    assert sorted(opened) == ["large", "small"]
-    assert solver.speakers["attacker"] is solver.speakers["explainer"] is not solver.speakers["rewriter"]
+    others = ("attacker", "explainer", "summariser", "paraphraser")
+    assert opened == {"rewriter": "large", **dict.fromkeys(others, "small")}
     free = RewriteConfig.model_validate(
         {"attacker": "rule", "explainer": "rule", "paraphrases": 0, "roles": {"rewriter": {"model": "large"}}}
     )
@@ -527,7 +340,7 @@ def test_each_role_is_played_by_its_own_model_or_by_that_of_all() -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], words: Wordy | None, message: str) -> None:
-    job = Job([], 2, 1, words=words, speaker=lambda config: Script(lambda *_: "x"))
+    job = Job([], 2, 1, words=words, speaker=lambda config, role: Script(lambda *_: "x"))
     with pytest.raises(ConfigError, match=message) as error:
         RewriteSolver.of(RewriteConfig.model_validate(settings), job)
     assert "\n" not in str(error.value)
@@ -544,35 +357,6 @@ def test_a_run_has_as_many_rounds_as_both_settings_allow() -> None:
     assert RewriteConfig().steps(2) == 2
 
 
-@pytest.mark.parametrize(
-    ("answer", "prompt"),
-    [
-        ("<prompt>Judge it.</prompt> This is better.", "Judge it."),
-        ("<prompt>Judge\n it.", "Judge it."),
-        ('New prompt: "Judge it."', "Judge it."),
-        ("```text\nJudge it.\n```", "Judge it."),
-        ("Here is the improved prompt:\n\nJudge it.", "Judge it."),
-        ('Say "good" or "bad"', 'Say "good" or "bad"'),
-        ('"good" or "bad"', '"good" or "bad"'),
-        ("Sorry, I can't.", ""),
-        ("<prompt></prompt>", ""),
-        ("  ", ""),
-    ],
-)
-def test_the_prompt_in_an_answer(answer: str, prompt: str) -> None:
-    assert prompt_in(answer) == prompt
-
-
-def test_the_gate_of_prompts() -> None:
-    gate = Gate(keep=["yes or no"], longest=12, examples=[*CLEAN, "short one"])
-    assert gate.fault("Answer yes or no.") is None
-    assert gate.fault("") == "empty"
-    assert gate.fault("Answer Yes or No.") == "lost"
-    assert gate.fault("yes or no " * 5) == "long"
-    assert gate.fault(f"yes or no, as in: {CLEAN[1].upper()}!") == "copied"
-    assert gate.fault("yes or no for a short one") is None
-
-
 def test_what_must_stay_is_said_and_checked() -> None:
     words = Wordy(victim, text=f"{START} Answer yes or no.")
     answers = [f"{BEWARE} Judge it.", f"{BEWARE} Answer yes or no."]
@@ -580,21 +364,6 @@ def test_what_must_stay_is_said_and_checked() -> None:
     steps = go(search(words, speakers, keep=("yes or no",)))
     assert '"yes or no"' in speakers["rewriter"].questions[0]
     assert words.text == f"{BEWARE} Answer yes or no."
-    # two answers have lost it, the others are the first one again
-    assert steps[0].parts["refused/lost"] == 2
-    assert steps[0].parts["refused/same"] >= 2
-
-
-def test_questions_stay_short_whatever_there_is_to_show() -> None:
-    asked = differences(["typos"], [("clean", "claen")] * 500)[0]["content"]
-    assert asked.count("Before: ") == MOST_PAIRS
-
-
-def test_the_description_by_rule_names_what_did_harm() -> None:
-    words = Wordy(fragile)
-    found = attacker(kinds=[KINDS["C1"], KINDS["C2"]]).attack(
-        START, [0, 1], words.examples, words.fields, measured(words),
-        ledger(cast(attacker=lambda question, place: typo(clean_of(question)) if KINDS["C1"].instruction in question else "")),
-    )  # fmt: skip
-    assert described(found) == f"{KINDS['C1'].title} (worse in 2 of 2 texts)"
-    assert plain("Text: abc") == "abc"
+    # three rewrites and both paraphrases have lost it, and the second of the others is the first one again
+    assert steps[0].parts["refused/lost"] == 5
+    assert steps[0].parts["refused/same"] == 1

@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from promptuary.speakers.answers import refuses, unquoted
+
 SHORTEST_COPY = 5
 """Words from which on an example's text inside of a prompt counts as copied; our choice."""
 
@@ -19,20 +21,11 @@ _LABEL = re.compile(
     r"|(?:the )?(?:new|improved|better|rewritten|revised|changed)?\s*(?:prompt|text)\s*:)\s*",
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(
-    r"^(?:i(?:'m| am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can not|won't)\b|as an ai\b)", re.IGNORECASE
-)
-_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d"}
 
 
 def plain(answer: str) -> str:
     """A text without what a model puts around it: a label, quotes, a fence; on one line."""
-    text = answer.strip()
-    text = re.sub(r"^```\w*\n(.*?)\n?```$", r"\1", text, flags=re.DOTALL).strip()
-    text = " ".join(_LABEL.sub("", text, count=1).split())
-    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[-1] not in text[1:-1]:
-        text = text[1:-1].strip()
-    return text
+    return unquoted(" ".join(_LABEL.sub("", unquoted(answer), count=1).split()))
 
 
 def prompt_in(answer: str) -> str:
@@ -40,7 +33,7 @@ def prompt_in(answer: str) -> str:
     found = _TAG.search(answer)
     text = plain(found.group(1) if found is not None else answer)
     text = re.sub(r"</?prompt>", " ", text, flags=re.IGNORECASE)
-    return "" if _REFUSAL.match(text) else " ".join(text.split())
+    return "" if refuses(text) else " ".join(text.split())
 
 
 class Gate:

@@ -101,7 +101,12 @@ class Attacker:
     similarity: Similarity | None = None
 
     def attack(
-        self, prompt: str, places: Sequence[int], examples: Examples, fields: Sequence[str], measure: Measure,
+        self,
+        prompt: str,
+        places: Sequence[int],
+        examples: Examples,
+        fields: Sequence[str],
+        measure: Measure,
         ledger: Ledger,
     ) -> list[Attacked]:
         """Every chosen example under every kind.

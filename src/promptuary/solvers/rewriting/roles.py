@@ -33,8 +33,15 @@ class Ledger:
     """
 
     def __init__(
-        self, speakers: Mapping[Role, Speaker], seed: int, step: int, *, temperature: float = 1.0, top_p: float = 0.95,
-        max_tokens: int = 300, check: Check = None,
+        self,
+        speakers: Mapping[Role, Speaker],
+        seed: int,
+        step: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        max_tokens: int = 300,
+        check: Check = None,
     ) -> None:
         """Of a round.
 
