@@ -76,5 +76,13 @@ def paraphrase(prompt: str, keep: Sequence[str]) -> list[Message]:
     )
 
 
+def piece(text: str, prompt: str) -> list[Message]:
+    """To the paraphraser of a search by edits: one piece of a prompt in other words."""
+    return user(
+        f"Say some words otherwise, with the same meaning and as briefly. They stand in this text: {prompt}\n"
+        f"Answer with the new words only.\n\nWords: {text}\nOtherwise:"
+    )
+
+
 def _kept(keep: Sequence[str]) -> str:
     return "" if not keep else " It must contain, word for word: " + "; ".join(f'"{one}"' for one in keep) + "."
