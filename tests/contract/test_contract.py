@@ -25,9 +25,9 @@ WHOLE = os.environ.get("PROMPTUARY_CONTRACT") == "whole"
 def cells() -> Iterator[tuple[str, str, str]]:
     """Method, family and property."""
     for row, method in enumerate(registry.names("methods")):
-        families = families_of(registry.load("methods", method))
+        families = families_of(found := registry.load("methods", method))
         for column, name in enumerate(PROPERTIES):
-            fitting = [family for family in families if PROPERTIES[name].applies(family, card=True)]
+            fitting = [family for family in families if PROPERTIES[name].applies(found, family, card=True)]
             if name == ONCE:
                 fitting = families[:1]
             elif not WHOLE and len(fitting) > 1:

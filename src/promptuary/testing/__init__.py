@@ -89,7 +89,7 @@ def check_method(
         (family, name)
         for family in (supported if families is None else families)
         for name in (PROPERTIES if properties is None else properties)
-        if PROPERTIES[name].applies(family, card=path is not None)
+        if PROPERTIES[name].applies(method, family, card=path is not None)
     ]
     if not cells:
         raise ConfigError(

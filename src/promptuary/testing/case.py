@@ -80,6 +80,11 @@ class Case:
         return tiny.family_name(self.family) in tiny.SEEING
 
     @property
+    def spoken(self) -> bool:
+        """Whether its prompt is words."""
+        return "text" in self.method.sites
+
+    @property
     def words(self) -> bool:
         """Whether its answers are label words; otherwise a head is trained."""
         return "words" in registry.load("backbones", tiny.family_name(self.family)).abilities
@@ -105,6 +110,8 @@ class Case:
         start = load_start(config, backbone)
         tuned.initialise(torch.Generator().manual_seed(seed), *start, examples=self.examples())
         generator = torch.Generator().manual_seed(seed + 1)
+        if self.spoken:
+            tuned = tuned.saying(f"{tuned.text} {' '.join(tiny.WORDS[10 + seed : 14 + seed])}".strip())
         with torch.no_grad():
             for group in tuned.trained():
                 group.parameter.add_(0.1 * torch.randn(group.parameter.shape, generator=generator))
@@ -143,6 +150,7 @@ class Case:
                     "family": tiny.family_name(self.family),
                 },
                 "method": method if method is not None else self.config().model_dump(),
+                **({"solver": {"name": "proposals", "population": 2}} if self.spoken else {}),
                 "train": {"steps": steps, "batch_size": 6, "evaluate_every": 5, "save_every": 3, **(train or {})},
                 "seed": seed,
                 "out": str(self.folder / name),

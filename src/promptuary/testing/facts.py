@@ -75,7 +75,7 @@ def _check_exceptions(method: type[Method]) -> None:
         name, _, family = key.partition(" on ")
         known(name, list(PROPERTIES), f"{method.__name__}.exceptions names the property")
         if family:
-            asked = [kind for kind in tiny.EVERY if PROPERTIES[name].applies(kind, card=True)]
+            asked = [kind for kind in tiny.EVERY if PROPERTIES[name].applies(method, kind, card=True)]
             known(family, asked, f"{method.__name__}.exceptions names for {name} the family")
         if not reason.strip():
             raise ConfigError(f'{method.__name__}.exceptions gives no reason for "{key}"')

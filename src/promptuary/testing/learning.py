@@ -87,9 +87,10 @@ def same_seed_gives_same_bytes(case: Case) -> None:
     )
     facts = [checkpoint.read_facts(result.dir / "prompt") for result in (first, second, other)]
     # what is drawn stands for the tensors that follow from it
-    read = [(one["sha256"], one["drawn"]) for one in facts]
+    read = [(one["sha256"], one["drawn"], one.get("text")) for one in facts]
     expect(read[0] == read[1], "two runs with the same seed wrote different prompts")
-    expect(read[1] != read[2], "another seed wrote the same prompt")
+    # words may be nobody's choice
+    expect(read[1] != read[2] or case.spoken, "another seed wrote the same prompt")
 
 
 def saved_prompt_predicts_the_same(case: Case) -> None:
