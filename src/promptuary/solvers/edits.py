@@ -22,7 +22,7 @@ from promptuary.solvers.rewriting import questions
 from promptuary.solvers.rewriting.answers import Gate, plain
 from promptuary.solvers.rewriting.phrases import Draft, Level, Operation, phrases
 from promptuary.solvers.rewriting.roles import Ledger, drawn
-from promptuary.solvers.rewriting.worth import Scorer
+from promptuary.solvers.rewriting.worth import MARGIN, Scorer, first_best
 from promptuary.speakers.base import HASHED, Speaker, SpeakerConfig
 
 
@@ -184,11 +184,12 @@ class EditsSolver(Solver):
         refused: Counter[str] = Counter()
         drafts = self._drafts(search, ledger, refused)
         scores = self._scores(scorer, list(drafts))
-        found = max(zip(drafts.values(), scores, strict=True), key=lambda one: one[1], default=None)
+        place = first_best(scores) if scores else None
+        found = None if place is None else (list(drafts.values())[place], scores[place])
         before = search.current
         search.round, search.exhausted = search.round + 1, ledger.exhausted
         search.asked += sum(ledger.asked.values())
-        if found is not None and found[1] > search.score:
+        if found is not None and found[1] > search.score + MARGIN:
             self._accept(search, *found, scorer)
         else:
             search.idle += 1
@@ -238,7 +239,7 @@ class EditsSolver(Solver):
                 search.deleted.remove(piece)
         search.deleted += draft.gone
         worth = self._judged(scorer, draft.text)
-        best = worth > cast(float, search.worth)
+        best = worth > cast(float, search.worth) + MARGIN
         search.history.append({
             "step": search.round, "from": ", ".join(draft.done), "text": draft.text, "instead_of": search.current,
             "score": score, "score_before": search.score, "held_out": worth, "best": best, "asked": search.asked,

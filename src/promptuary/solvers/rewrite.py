@@ -27,7 +27,7 @@ from promptuary.solvers.rewriting.records import Record
 from promptuary.solvers.rewriting.roles import Ledger, Role, drawn
 from promptuary.solvers.rewriting.search import Search
 from promptuary.solvers.rewriting.settings import RewriteConfig
-from promptuary.solvers.rewriting.worth import Scorer, Worth
+from promptuary.solvers.rewriting.worth import MARGIN, Scorer, Worth, first_best
 from promptuary.speakers.base import HASHED, Speaker
 
 
@@ -252,12 +252,14 @@ class RewriteSolver(Solver):
         scored = self._scored(now, [current, *texts], records)
         if c.paraphrases:
             variants: list[str] = []
-            for text in sorted(texts, key=lambda text: -scored[text].total)[: c.paraphrased]:
+            left = list(texts)
+            for _ in range(min(c.paraphrased, len(left))):
+                text = left.pop(first_best([scored[one].total for one in left]))
                 answers = ledger.ask("paraphraser", questions.paraphrase(text, c.keep), n=c.paraphrases)
                 variants += self.gate.prompts(answers, [*scored, *variants], now.refused)
             scored.update(self._scored(now, variants, records))
         # of equals the first one, and the prompt as it is stands first
-        best = max(scored, key=lambda text: scored[text].total)
+        best = list(scored)[first_best([one.total for one in scored.values()])]
         now.worth = scored[best]
         if best != current:
             self._accept(now, best, "rewrite" if best in texts else "paraphrase", scored)
@@ -272,7 +274,7 @@ class RewriteSolver(Solver):
         """Go on from another prompt; it is the best one if held-out examples say so too."""
         search = now.search
         judged = self._judged(text, now.scorer)
-        best = judged.total > cast(float, search.worth)
+        best = judged.total > cast(float, search.worth) + MARGIN
         search.history.append({
             "step": search.round + 1,
             "from": origin,

@@ -9,16 +9,20 @@ import copy
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptuary.errors import ConfigError, SpeakerError
 from promptuary.perturbing.kinds import KINDS
-from promptuary.solvers.base import Job, StepResult
+from promptuary.solvers.base import StepResult
 from promptuary.solvers.rewrite import RewriteConfig, RewriteSolver
-from promptuary.speakers.base import SpeakerConfig
+from promptuary.speakers.base import Message, SpeakerConfig
+from promptuary.speakers.budget import Ledger
+from promptuary.speakers.cache import Cache
+from promptuary.speakers.scripted import Scripted
 from talking import BEWARE, CLEAN, ROLES, START, Script, Wordy, cast, fragile, victim  # fmt: skip
 
 
@@ -222,6 +226,40 @@ def test_a_budget_is_never_exceeded_and_the_best_so_far_stays(budget: int) -> No
     assert shared.calls == spent
 
 
+def test_a_second_run_with_the_same_cache_asks_nobody_and_a_real_budget_ends_it(tmp_path: Path) -> None:
+    scripts = cast()
+
+    def run(calls: int | None, cache: bool = True) -> tuple[RewriteSolver, list[StepResult], Ledger]:
+        ledger = Ledger()
+        config, kept = SpeakerConfig(model="script", budget_calls=calls), Cache(tmp_path / "answers")
+
+        def answers(role: str) -> Callable[[Sequence[Message]], list[str]]:
+            return lambda messages: [scripts[role].answer(messages[-1]["content"], place) for place in range(5)]
+
+        speakers = {
+            role: Scripted(
+                answers(role),
+                account=ledger.account(role, config),
+                cache=kept if cache else None,
+            )
+            for role in ROLES
+        }
+        solver = search(Wordy(victim), speakers)  # type: ignore[arg-type]
+        return solver, go(solver, 2), ledger
+
+    first, steps, paid = run(None)
+    assert paid.spent().calls == sum(step.parts["asked"] for step in steps) > 0
+    second, again, free = run(None)
+    assert free.spent().calls == 0
+    assert second.state() == first.state()
+    assert [step.parts for step in again] == [step.parts for step in steps]
+    spent, steps, few = run(11, cache=False)
+    assert few.spent().calls == 11
+    assert spent.done
+    assert steps[0].parts["exhausted"] == 1
+    assert spent.words.text == START
+
+
 def test_a_model_that_cannot_be_reached_ends_the_step_with_nothing_changed() -> None:
     def broken(question: str, place: int) -> str:
         raise SpeakerError("no answer from http://localhost:1")
@@ -306,55 +344,7 @@ def test_a_state_of_other_settings_is_refused() -> None:
         search(Wordy(victim), cast(), selection=5, clean_weight=0.5).restore(*solver.state())
 
 
-# ---- settings, answers and gates ------------------------------------------------------------------------------------
-
-
-def test_each_role_is_played_by_its_own_model_or_by_that_of_all() -> None:
-    opened: dict[str, str] = {}
-
-    def speaker(config: SpeakerConfig, role: str) -> Script:
-        opened[role] = config.model
-        return Script(lambda *_: "x")
-
-    config = RewriteConfig.model_validate({"model": {"model": "small"}, "roles": {"rewriter": {"model": "large"}}})
-    solver = RewriteSolver.of(config, Job([], 2, 1, words=Wordy(victim), speaker=speaker))
-    assert isinstance(solver, RewriteSolver)
-    others = ("attacker", "explainer", "summariser", "paraphraser")
-    assert opened == {"rewriter": "large", **dict.fromkeys(others, "small")}
-    free = RewriteConfig.model_validate(
-        {"attacker": "rule", "explainer": "rule", "paraphrases": 0, "roles": {"rewriter": {"model": "large"}}}
-    )
-    assert free.needed == ("rewriter",)
-    assert RewriteSolver.of(free, Job([], 2, 1, words=Wordy(victim), speaker=speaker)).chooses
-
-
-@pytest.mark.parametrize(
-    ("settings", "words", "message"),
-    [
-        ({"attacker": "rule", "explainer": "rule"}, Wordy(victim), "the rewriter has to be played by a model"),
-        ({"model": {"model": "m"}}, None, "is for prompts of words"),
-        ({"model": {"model": "m"}, "perturbations": ("C9",)}, Wordy(victim), 'no such perturbation: "C9"'),
-        ({"model": {"model": "m"}, "keep": ("yes, no",)}, Wordy(victim), "lacks one of solver.keep"),
-        ({"model": {"model": "m"}}, Wordy(victim, text=" "), "starts from is empty"),
-        ({"model": {"model": "m"}}, Wordy(victim, held_out=0), "1 validation example"),
-    ],
-)
-def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], words: Wordy | None, message: str) -> None:
-    job = Job([], 2, 1, words=words, speaker=lambda config, role: Script(lambda *_: "x"))
-    with pytest.raises(ConfigError, match=message) as error:
-        RewriteSolver.of(RewriteConfig.model_validate(settings), job)
-    assert "\n" not in str(error.value)
-
-
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    for settings in ({"attacker": "rule", "strategist": True}, {"attacker": "rule", "pool": "model"}):
-        with pytest.raises(ConfigError, match="attacker: model"):
-            RewriteConfig.read(settings, where="solver")
-
-
-def test_a_run_has_as_many_rounds_as_both_settings_allow() -> None:
-    assert RewriteConfig().steps(500) == 5
-    assert RewriteConfig().steps(2) == 2
+# ---- what must stay -------------------------------------------------------------------------------------------------
 
 
 def test_what_must_stay_is_said_and_checked() -> None:

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from promptuary.errors import DataError
+from promptuary.errors import ConfigError, DataError
 from promptuary.perturbing.closeness import SURFACE, surface
 from promptuary.perturbing.kinds import KINDS
+from promptuary.solvers.base import Job
+from promptuary.solvers.rewrite import RewriteConfig, RewriteSolver
 from promptuary.solvers.rewriting.answers import Gate, plain, prompt_in
 from promptuary.solvers.rewriting.attack import Attacker, described, kinds_of
 from promptuary.solvers.rewriting.questions import MOST_PAIRS, differences
 from promptuary.solvers.rewriting.records import Record
 from promptuary.solvers.rewriting.roles import Ledger
-from promptuary.solvers.rewriting.worth import Scorer
+from promptuary.solvers.rewriting.worth import Scorer, first_best
+from promptuary.speakers.base import SpeakerConfig
 from talking import CLEAN, START, Script, Wordy, cast, clean_of, fragile, has_typo, typo, victim
 
 
@@ -154,6 +157,14 @@ def test_a_record_keeps_its_example_and_label_and_their_order_changes_no_score()
     assert right.worth([START], [0, 1], some, words.examples)[0].total == 0.25 * 1 + 0.75 * 0.5
 
 
+def test_what_differs_in_its_last_digits_is_the_same() -> None:
+    assert first_best([0.5, 0.5 + 1e-9, 0.3]) == 0
+    assert first_best([0.5, 0.5 + 1e-5, 0.3]) == 1
+    words = Wordy(lambda prompt, example: 1.0 if example["text"] in CLEAN else 1.0 - 1e-8)
+    found = attacker().attack(START, [0], words.examples, words.fields, measured(words), ledger(cast()))
+    assert not found[0].success
+
+
 def test_a_record_of_other_data_is_refused() -> None:
     record = Record(3, "C1", "text", "another text", "another txet", True)
     with pytest.raises(DataError, match="made from another example 3"):
@@ -208,3 +219,54 @@ def test_the_description_by_rule_names_what_did_harm() -> None:
     )
     assert described(found) == f"{KINDS['C1'].title} (worse in 2 of 2 texts)"
     assert plain("Text: abc") == "abc"
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_each_role_is_played_by_its_own_model_or_by_that_of_all() -> None:
+    opened: dict[str, str] = {}
+
+    def speaker(config: SpeakerConfig, role: str) -> Script:
+        opened[role] = config.model
+        return Script(lambda *_: "x")
+
+    config = RewriteConfig.model_validate({"model": {"model": "small"}, "roles": {"rewriter": {"model": "large"}}})
+    solver = RewriteSolver.of(config, Job([], 2, 1, words=Wordy(victim), speaker=speaker))
+    assert isinstance(solver, RewriteSolver)
+    others = ("attacker", "explainer", "summariser", "paraphraser")
+    assert opened == {"rewriter": "large", **dict.fromkeys(others, "small")}
+    free = RewriteConfig.model_validate(
+        {"attacker": "rule", "explainer": "rule", "paraphrases": 0, "roles": {"rewriter": {"model": "large"}}}
+    )
+    assert free.needed == ("rewriter",)
+    assert RewriteSolver.of(free, Job([], 2, 1, words=Wordy(victim), speaker=speaker)).chooses
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "message"),
+    [
+        ({"attacker": "rule", "explainer": "rule"}, Wordy(victim), "the rewriter has to be played by a model"),
+        ({"model": {"model": "m"}}, None, "is for prompts of words"),
+        ({"model": {"model": "m"}, "perturbations": ("C9",)}, Wordy(victim), 'no such perturbation: "C9"'),
+        ({"model": {"model": "m"}, "keep": ("yes, no",)}, Wordy(victim), "lacks one of solver.keep"),
+        ({"model": {"model": "m"}}, Wordy(victim, text=" "), "starts from is empty"),
+        ({"model": {"model": "m"}}, Wordy(victim, held_out=0), "1 validation example"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], words: Wordy | None, message: str) -> None:
+    job = Job([], 2, 1, words=words, speaker=lambda config, role: Script(lambda *_: "x"))
+    with pytest.raises(ConfigError, match=message) as error:
+        RewriteSolver.of(RewriteConfig.model_validate(settings), job)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    for settings in ({"attacker": "rule", "strategist": True}, {"attacker": "rule", "pool": "model"}):
+        with pytest.raises(ConfigError, match="attacker: model"):
+            RewriteConfig.read(settings, where="solver")
+
+
+def test_a_run_has_as_many_rounds_as_both_settings_allow() -> None:
+    assert RewriteConfig().steps(500) == 5
+    assert RewriteConfig().steps(2) == 2

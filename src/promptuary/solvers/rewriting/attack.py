@@ -17,6 +17,7 @@ from promptuary.solvers.rewriting import questions
 from promptuary.solvers.rewriting.answers import plain
 from promptuary.solvers.rewriting.records import Example, Examples, Record, field_of
 from promptuary.solvers.rewriting.roles import Ledger, drawn
+from promptuary.solvers.rewriting.worth import MARGIN, first_best
 
 Measure = Callable[[str, Sequence[Example]], list[float]]
 """A prompt and n examples -> what the model makes of each of them, n numbers; low is wrong."""
@@ -188,13 +189,14 @@ class Attacker:
     @staticmethod
     def _accept(offered: Sequence[tuple[Attacked, str]], values: Sequence[float], by_score: bool) -> None:
         """Text and score go together: the lowest of each target, if it is below what the target has."""
-        best: dict[int, tuple[float, Attacked, str]] = {}
-        for (one, text), value in zip(offered, values, strict=True):
-            if id(one) not in best or value < best[id(one)][0]:
-                best[id(one)] = value, one, text
-        for value, one, text in best.values():
-            if value < one.lowest or not by_score:
-                one.text, one.lowest = text, value
+        mine: dict[int, list[int]] = {}
+        for place, (one, _) in enumerate(offered):
+            mine.setdefault(id(one), []).append(place)
+        for places in mine.values():
+            place = places[first_best([-values[each] for each in places])]
+            one, text = offered[place]
+            if values[place] < one.lowest - MARGIN or not by_score:
+                one.text, one.lowest = text, values[place]
 
     def _candidates(self, one: Attacked, repeat: int, ledger: Ledger) -> list[str]:
         """Changed texts, from the one that the attack has reached."""

@@ -13,6 +13,15 @@ from typing import Literal
 from promptuary.solvers.base import Tried, Words
 from promptuary.solvers.rewriting.records import Example, Examples, Record
 
+MARGIN = 1e-6
+"""Least difference that counts: the same answer in another batch, as after a stop, differs in its last digits."""
+
+
+def first_best(values: Sequence[float]) -> int:
+    """Place of the highest value; of those within the margin the first one."""
+    highest = max(values)
+    return next(place for place, value in enumerate(values) if value >= highest - MARGIN)
+
 
 @dataclass(frozen=True)
 class Worth:
