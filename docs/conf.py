@@ -94,6 +94,8 @@ BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "\\<"))
 
 
 def _container(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return "mapping"
     return {dict: "mapping", tuple: "list"}.get(typing.get_origin(kind), "text")
 
 

@@ -32,7 +32,7 @@ class RewriteConfig(SolverConfig):
     )
     strategist: bool = Field(
         False,
-        description="a model words the attack of C1 anew for the prompt at hand (release: broken; off, our choice)",
+        description="a model words the attack of C1 anew for the prompt at hand; the release tries to; off, our choice",
     )
     perturbations: Literal["mix", "combine", "all"] | tuple[str, ...] = Field(
         "mix",
