@@ -19,6 +19,7 @@ from promptuary.data.augment import AugmentConfig
 from promptuary.methods.base import MethodConfig
 from promptuary.run import JointTask, Run
 from promptuary.settings import Settings
+from promptuary.speakers.base import EndpointConfig
 from promptuary.tasks.base import TaskConfig
 
 HERE = Path(__file__).parent
@@ -101,7 +102,7 @@ def _container(kind: Any) -> str:
 
 def tables() -> dict[str, list[list[str]]]:
     """Page -> tables of settings that it must hold."""
-    whole = [table(config) for config in (Run, *PARTS.values(), AugmentConfig, TaskConfig)]
+    whole = [table(config) for config in (Run, *PARTS.values(), AugmentConfig, EndpointConfig, TaskConfig)]
     tasks = [table(registry.load("tasks", name).Config, TaskConfig) for name in registry.names("tasks")]
     solvers = [table(registry.load("solvers", name).Config) for name in registry.names("solvers")]
     joint = table(JointTask)

@@ -19,6 +19,7 @@ from promptuary.data.load import DataConfig
 from promptuary.methods.base import MethodConfig
 from promptuary.settings import Settings
 from promptuary.solvers.base import SolverConfig
+from promptuary.speakers.base import HASHED
 from promptuary.tasks.base import TaskConfig
 
 
@@ -65,10 +66,10 @@ class AnyRun(Settings):
     )
 
     def hash(self) -> str:
-        """16 hex digits over all settings but `out`."""
+        """16 hex digits over all settings but `out`; of a model that is talked to only what its answers depend on."""
         # without a solver of its own a run is what it was before there were several
         excluded = {"out", *(() if self.solver is not None else ("solver",))}
-        content = json.dumps(self.model_dump(mode="json", exclude=excluded), sort_keys=True)
+        content = json.dumps(self.model_dump(mode="json", exclude=excluded, context={HASHED: True}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

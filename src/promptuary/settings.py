@@ -167,8 +167,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _fields_at(model: type[pydantic.BaseModel], path: list[int | str]) -> list[str]:
     for step in path:
         info = model.model_fields.get(str(step))
-        inner = info.annotation if info is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, pydantic.BaseModel)):
+        kinds = list(_kinds(info.annotation)) if info is not None else []
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
+        if not inner:
             return []
-        model = inner
+        model = inner[0]
     return list(model.model_fields)

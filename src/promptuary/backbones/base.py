@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
 from promptuary.backbones import load
@@ -33,10 +33,11 @@ from promptuary.backbones.text import AnswerAt, TextCoder
 from promptuary.backbones.vocabulary import TableVocabulary, Vocabulary
 from promptuary.errors import ConfigError, FingerprintError, SiteError, require
 from promptuary.settings import Settings
+from promptuary.speakers.base import EndpointConfig
 from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape, Sight
 
 Prompts = Prompt | Sequence[Prompt]
-Family = Literal["auto", "causal", "seq2seq", "masked", "encoder", "vision", "dual"]
+Family = Literal["auto", "causal", "seq2seq", "masked", "encoder", "vision", "dual", "remote"]
 
 
 class BackboneConfig(Settings):
@@ -46,7 +47,7 @@ class BackboneConfig(Settings):
         min_length=1, description="hub name, folder, .gguf file, or pip:PACKAGE/path of a package that carries weights"
     )
     family: str = Field(
-        "auto", description="causal, seq2seq, masked, encoder, vision or dual; auto reads the model's config"
+        "auto", description="causal, seq2seq, masked, encoder, vision, dual or remote; auto reads the model's config"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
@@ -80,6 +81,23 @@ class BackboneConfig(Settings):
         256, ge=0, description="most memory for keys and values that are kept for later use, in MiB; 0 keeps none"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only ever set by hand")
+    endpoint: EndpointConfig | None = Field(
+        None, description="where a model of the remote family is asked, and what that may cost; for prompts of words"
+    )
+
+    @model_validator(mode="after")
+    def _asked_somewhere(self) -> BackboneConfig:
+        if self.family == "remote" and (self.endpoint is None or self.endpoint.base_url is None):
+            raise ValueError("endpoint.base_url: a remote model needs the address of its endpoint")
+        if self.family != "remote" and self.endpoint is not None:
+            raise ValueError(f'endpoint: only the remote family has one, and the family is "{self.family}"')
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Of other families the settings are written as they were before there were endpoints."""
+        whole: dict[str, Any] = handler(self)
+        return whole if self.endpoint is not None else {k: v for k, v in whole.items() if k != "endpoint"}
 
 
 class Backbone(abc.ABC):

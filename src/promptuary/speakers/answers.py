@@ -23,7 +23,7 @@ _REFUSAL = re.compile(
 )
 
 _ITEM = re.compile(
-    r"^\s*(?:\(?\d{1,3}[.):]|[-*•–]|(?:prompt|variant|candidate|option|version)\s+\d{1,3}\s*[:.)-])\s+",  # noqa: RUF001
+    r"^\s*(?:\(?\d{1,3}[.):]|[-*•–]|(?:prompt|variant|candidate|option|version)\s+\d{1,3}\s*[:.)-])(?:\s+|$)",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -43,8 +43,8 @@ def bare(text: str) -> str:
 def label_in(text: str, labels: Sequence[str]) -> int | None:
     """Which label an answer means: the one that it is, else the only one that stands in it as a whole word.
 
-    "Positive." is positive; "not negative but positive" names two and is none; a label inside a longer label that stands
-    there ("positive" in "very positive") is not counted. Negation is not understood.
+    "Positive." is positive; "not negative but positive" names two and is none; a label inside a longer label that
+    stands there ("positive" in "very positive") is not counted. Negation is not understood.
 
     Args:
         text: of the model.

@@ -123,8 +123,8 @@ class Asked(abc.ABC):
             raise ConfigError("messages: expected at least one")
         if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise ConfigError(
-                f"expected max_tokens of at least 1, a temperature of at least 0 and top_p in (0, 1], got {max_tokens}, "
-                f"{temperature} and {top_p}"
+                "expected max_tokens of at least 1, a temperature of at least 0 and top_p above 0 and at most 1, got "
+                f"{max_tokens}, {temperature} and {top_p}"
             )
         said = tuple(Message(role=one["role"], content=one["content"]) for one in messages)
         sampled = temperature > 0

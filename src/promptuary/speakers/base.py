@@ -6,14 +6,13 @@ Knows no provider, no model and no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
     SerializationInfo,
-    SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
@@ -131,13 +130,13 @@ class EndpointConfig(Settings):
         return value
 
     @model_validator(mode="after")
-    def _priced(self) -> Self:
+    def _priced(self) -> EndpointConfig:
         if self.budget_money is not None and (self.price_in is None or self.price_out is None):
             raise ValueError("budget_money needs price_in and price_out")
         return self
 
     @model_serializer(mode="wrap")
-    def _for_hash(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+    def _for_hash(self, handler: Callable[[Any], Any], info: SerializationInfo) -> dict[str, Any]:
         whole: dict[str, Any] = handler(self)
         if isinstance(info.context, Mapping) and info.context.get(HASHED):
             return {name: value for name, value in whole.items() if name in self.matters}

@@ -5,6 +5,7 @@ Knows no model, no endpoint and no answer; only counts.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -127,28 +128,31 @@ class Ledger:
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(handle, (json.dumps(line) + "\n").encode())
+                written = (json.dumps(line) + "\n").encode()
+                if os.write(handle, written) < len(written):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(handle)
         except OSError as error:
-            raise StorageError(f"{self.journal} cannot be written: {error.strerror}; nothing was asked") from None
+            raise StorageError(f"{self.journal} cannot be written: {error.strerror}") from None
 
     def _recall(self, journal: Path) -> None:
         try:
-            lines = journal.read_bytes().splitlines()
+            content = journal.read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
             raise StorageError(f"{journal} cannot be read: {error.strerror}") from None
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # a kill tore the last line: the request behind it was not made
+            os.truncate(journal, whole)
         waiting: dict[str, tuple[str, str, Spent]] = {}
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
                 known = json.loads(line)
                 cost = Spent(int(known["calls"]), int(known["in"]), int(known["out"]), float(known["money"]))
                 own = known["id"], str(known["role"]), str(known["model"])
             except (ValueError, KeyError, TypeError):
-                if number == len(lines):
-                    continue  # a kill tore the last line; the request behind it was not made
                 raise FileFormatError(
                     f"{journal}, line {number}: no entry of a journal of costs; move the file away to forget them"
                 ) from None
@@ -159,9 +163,6 @@ class Ledger:
                 self._book(own[1], own[2], cost)
         for role, model, cost in waiting.values():
             self._book(role, model, cost)
-        if lines and not journal.read_bytes().endswith(b"\n"):
-            with journal.open("ab") as stream:
-                stream.write(b"\n")
 
     def _book(self, role: str, model: str, cost: Spent) -> None:
         self.of(role, model).add(cost)

@@ -112,7 +112,7 @@ class Endpoint(Asked):
                 return found
             self.account.note("failed")
             if (lacking := self._not_taken(found, body)) is not None:
-                self.dropped.add(lacking)
+                self.dropped |= lacking
                 continue
             wait = self._wait(found, tries)
             if not found.again or tries >= self.config.retries or wait > self.config.patience:
@@ -227,15 +227,17 @@ class Endpoint(Asked):
 
     # ---- tries -------------------------------------------------------------------------------------------------------
 
-    def _not_taken(self, failure: _Failure, body: Mapping[str, Any]) -> str | None:
+    def _not_taken(self, failure: _Failure, body: Mapping[str, Any]) -> set[str] | None:
         """What of the request the server names as the reason of its refusal, and can be done without."""
         if failure.state not in (400, 422, 501):
             return None
         sent = [name for name in _OPTIONAL if name in body]
         named = [name for name in sent if re.search(rf"(?<![A-Za-z_]){name}(?![A-Za-z_])", failure.said)]
+        if {"logprobs", "top_logprobs"} & {*named}:
+            return {"logprobs", "top_logprobs"}
         if named:
-            return named[0]
-        return "n" if "n" in sent else None
+            return {named[0]}
+        return {"n"} if "n" in sent else None
 
     def _wait(self, failure: _Failure, tries: int) -> float:
         """Seconds before the next try: as the server says, else twice as long each time, with some chance in it."""
