@@ -6,6 +6,7 @@ Knows no folder, no network, and no method, family or task by name.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,11 @@ def write(tuned: Tuned, facts: Mapping[str, Any]) -> str:
 
 # {name}
 
-{method.title} ({method.paper}), {facts["trainable_parameters"]:,} trained numbers,
+{method.title} ({method.paper}), {_size(facts)},
 {facts["added_tokens"]} added positions{offset}.
 {known}
 The base model is unchanged and is not in this folder.
-
+{_words(facts)}
 ## Use
 
 ```python
@@ -159,6 +160,19 @@ def _results(tuned: Tuned, metrics: Mapping[str, float], data: Mapping[str, Any]
     return found
 
 
+def _size(facts: Mapping[str, Any]) -> str:
+    return "words" if facts.get("text") is not None else f"{facts['trainable_parameters']:,} trained numbers"
+
+
+def _words(facts: Mapping[str, Any]) -> str:
+    """The text of a prompt of words, in a fence that is longer than any in it."""
+    text = facts.get("text")
+    if text is None:
+        return ""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"\nThe prompt, which stands at the template's `{{prompt}}`:\n\n{fence}text\n{text}\n{fence}\n"
+
+
 def _use(tuned: Tuned) -> str:
     if not tuned.has_task:
         return "with tuned.attach(model):\n    model.generate(...)"
@@ -188,6 +202,8 @@ def _training(facts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 def _limits(tuned: Tuned, facts: Mapping[str, Any], base: str) -> str:
     lines = ["It fits this base with this tokenizer only, and is refused on another; the base's own limits stay."]
+    if tuned.text is not None:
+        lines = ["It was made for this base; `load_prompt(..., model=, carry=True)` tries the words on another one."]
     if is_local(base):
         lines.append("The base has no name on the hub: load the prompt with `model=` and the place of your copy.")
     if tuned.has_task:

@@ -5,6 +5,8 @@ Knows no method, family or command line; reads the folded prompt, where there is
 
 from __future__ import annotations
 
+import difflib
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,10 +97,34 @@ def describe(tuned: Tuned, top: int = 5) -> dict[str, Any]:
         "base": tuned.backbone.config.model,
         "trainable_parameters": tuned.trainable_parameters,
         "added_tokens": tuned.added_tokens,
+        "text": prompt.text,
         "rows": rows,
         "offset": None if prompt.offset is None else _offset(prompt.offset),
         "insight": {name: _told(value.float().cpu(), top) for name, value in method.insight().items()},
     }
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """How a run came to the words of its prompt: each text that was validated, in order, where it was another one.
+
+    Args:
+        folder: of a run, or of the prompt in it.
+
+    Returns:
+        `step`, `calls` (texts that were tried on the training examples until then), the validation scores, `text`, and
+        `changed`: the words that went and came. Empty for a prompt that is alone, or is not words.
+    """
+    file = next((one for one in (folder / "metrics.jsonl", folder.parent / "metrics.jsonl") if one.is_file()), None)
+    found = list[dict[str, Any]]()
+    for line in [] if file is None else file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get("split") != "validation" or "text" not in row or (found and found[-1]["text"] == row["text"]):
+            continue
+        before = found[-1]["text"].split() if found else []
+        changed = [one for one in difflib.ndiff(before, row["text"].split()) if one[:1] in "-+"] if found else []
+        known = {name: value for name, value in row.items() if name not in ("split", "time")}
+        found.append({**known, "changed": changed})
+    return found
 
 
 def check_picture(path: Path) -> None:
@@ -144,7 +170,8 @@ def picture(tuned: Tuned, path: str | Path) -> Path:
         )
     panels += [(name, value.float().cpu()) for name, value in method.insight().items() if value.dim() <= 2]
     if not panels:
-        raise NotFoldable(f"the prompt of {method.name} depends on the input and its method has nothing to draw")
+        why = "depends on the input" if method.text is None else "is words"
+        raise NotFoldable(f"the prompt of {method.name} {why}, and its method has nothing to draw")
     lines = -(-len(panels) // ACROSS)
     figure = Figure(figsize=(4.6 * min(len(panels), ACROSS), 3.4 * lines), layout="constrained")
     for number, (name, value) in enumerate(panels, start=1):

@@ -15,7 +15,7 @@ import promptuary
 from promptuary import checkpoint, files, registry
 from promptuary.backbones.base import BackboneConfig
 from promptuary.building import open_backbone
-from promptuary.errors import FileFormatError
+from promptuary.errors import ConfigError, FileFormatError
 from promptuary.saved import same_sizes, settings_of
 from promptuary.tuned import Tuned
 
@@ -121,14 +121,26 @@ def find_saved(folder: str | Path) -> Path:
     return find_weights(folder) or checkpoint.find_prompt(folder)
 
 
-def load_saved(folder: Path, *, model: str | Path | None = None, device: str | None = None) -> Tuned:
+def load_saved(
+    folder: Path, *, model: str | Path | None = None, device: str | None = None, other: str | None = None
+) -> Tuned:
     """What stands in such a folder.
+
+    Args:
+        folder: as `find_saved` gives it.
+        model: another place where the same base is.
+        device: another device.
+        other: another base, to which a prompt of words is carried.
 
     Raises:
         PromptuaryError: as `load_prompt` and `load_baseline`.
+        ConfigError: both a place of the base and another one are given.
     """
-    load = checkpoint.load_prompt if find_weights(folder) is None else load_baseline
-    return load(folder, model=model, device=device)
+    if other is not None and model is not None:
+        raise ConfigError("--model says where the base is, --backbone carries words to another one; give one of them")
+    if find_weights(folder) is None:
+        return checkpoint.load_prompt(folder, model=other or model, device=device, carry=other is not None)
+    return load_baseline(folder, model=other or model, device=device)
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -36,6 +36,12 @@ Local = Annotated[Path, typer.Argument(metavar="PROMPT", help="A prompt folder, 
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Where the base model is, if not where it was trained.")
 ]
+Other = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", metavar="OTHER", help="Another base, of any family, that a prompt of words is carried to."
+    ),
+]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Texts = Annotated[
     list[str] | None,

@@ -30,6 +30,7 @@ def evaluate(
     ] = None,
     split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Of a single file, all rows.")] = "test",
     model: console.Model = None,
+    backbone: console.Other = None,
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line of JSON per example.")] = None,
@@ -59,7 +60,7 @@ def evaluate(
     kinds = _kinds(perturb, perturb_seed)
     folder = find_saved(prompt)
     config, seed = _data(folder, data, overrides or [])
-    tuned = load_saved(folder, model=model, device=device)
+    tuned = load_saved(folder, model=model, device=device, other=backbone)
     if kinds:
         robust.check_texts(tuned)
     task, settled = type(tuned.task), tuned.task.settled()
@@ -104,6 +105,7 @@ def evaluate(
         console.emit(
             {
                 "prompt": str(folder),
+                "backbone": tuned.backbone.config.model,
                 "data": config.source,
                 "split": split,
                 "examples": len(examples),

@@ -29,6 +29,7 @@ def inspect(
         console.check_file("--picture", picture)
     tuned = checkpoint.load_prompt(prompt, model=model, device=device)
     found = look.describe(tuned, top)
+    found["history"] = look.history(checkpoint.find_prompt(prompt))
     if picture is not None:
         look.picture(tuned, picture)
         found["picture"] = str(picture)
@@ -45,9 +46,22 @@ def _show(found: dict[str, Any]) -> None:
             ("base", found["base"]),
             ("trained numbers", f"{found['trainable_parameters']:,}"),
             ("added tokens", found["added_tokens"]),
+            *([] if found["text"] is None else [("text", found["text"] or "(none)")]),
             *([("rows", "depend on the input, so there are none to show")] if found["depends_on_input"] else []),
         ],
     )
+    if found["history"]:
+        known = ("step", "calls", "text", "changed")
+        primary = next((name for name in found["history"][0] if name not in known), None)
+        console.table(
+            ("step", "tried", primary or "", "text", "changed"),
+            [
+                (one["step"], one.get("calls", ""), "" if primary is None else f"{one[primary]:.4f}", one["text"],
+                 " ".join(one["changed"]))
+                for one in found["history"]
+            ],
+            title="how it came about",
+        )  # fmt: skip
     if found["rows"]:
         console.table(
             ("row", "norm", "nearest tokens (cosine)"),

@@ -18,6 +18,7 @@ def predict(
     texts: console.Texts = None,
     data: console.Data = None,
     model: console.Model = None,
+    backbone: console.Other = None,
     device: console.Device = None,
     batch_size: console.BatchSize = 32,
     as_json: console.Json = False,
@@ -30,7 +31,7 @@ def predict(
     from promptuary.weights import find_saved, load_saved
 
     examples = console.examples(texts, data)
-    tuned = load_saved(find_saved(prompt), model=model, device=device)
+    tuned = load_saved(find_saved(prompt), model=model, device=device, other=backbone)
     task, settings = tuned.task, tuned.task.config
     fields = task.template.fields
     if data is not None:

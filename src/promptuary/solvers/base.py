@@ -252,6 +252,11 @@ class Solver(abc.ABC):
         """Whether there is nothing left to try, so that the run ends before its last step; by default never."""
         return False
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What it accepted, in order, as plain values: texts with scores, cost and reason; by default nothing."""
+        return []
+
     @classmethod
     @abc.abstractmethod
     def of(cls, config: SolverConfig, job: Job) -> Solver:

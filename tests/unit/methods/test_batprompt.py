@@ -92,6 +92,10 @@ def test_a_run_keeps_what_does_best_on_held_out_examples_clean_and_perturbed(
             parts.append(words.tried([text], changed).reward.mean().item())
         return 0.5 * parts[0] + 0.5 * sum(parts[1:]) / 4
 
+    history = result.facts["history"]
+    assert [entry["from"] == "start" for entry in history] == [True] + [False] * (len(history) - 1)
+    assert max(entry["held_out"]["total"] for entry in history) == worth[-1]
+    assert result.facts["text"] in [entry["text"] for entry in history]
     assert objective(result.facts["text"]) == pytest.approx(worth[-1], abs=1e-5)
     assert objective(result.facts["text"]) > objective(START)
 

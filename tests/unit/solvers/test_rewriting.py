@@ -182,6 +182,7 @@ def test_a_record_of_other_data_is_refused() -> None:
         ('New prompt: "Judge it."', "Judge it."),
         ("```text\nJudge it.\n```", "Judge it."),
         ("Here is the improved prompt:\n\nJudge it.", "Judge it."),
+        ('Prompt: "Judge it."\n\nThis prompt is better, since it is clear.', "Judge it."),
         ('Say "good" or "bad"', 'Say "good" or "bad"'),
         ('"good" or "bad"', '"good" or "bad"'),
         ("Sorry, I can't.", ""),

@@ -31,7 +31,11 @@ def plain(answer: str) -> str:
 def prompt_in(answer: str) -> str:
     """The prompt in an answer: what stands between the marks, or all of it but labels and quotes; "" where none is."""
     found = _TAG.search(answer)
-    text = plain(found.group(1) if found is not None else answer)
+    if found is not None:
+        text = plain(found.group(1))
+    else:
+        # what comes behind the first paragraph is talk
+        text = plain(re.split(r"\n\s*\n", _LABEL.sub("", unquoted(answer), count=1).strip())[0])
     text = re.sub(r"</?prompt>", " ", text, flags=re.IGNORECASE)
     return "" if refuses(text) else " ".join(text.split())
 
