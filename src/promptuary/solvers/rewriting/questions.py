@@ -17,10 +17,8 @@ MOST_PAIRS = 24
 def attack(text: str, instruction: str) -> list[Message]:
     """To the attacker: one text, one way of changing it."""
     return user(
-        f"Change the text below in this way only: {instruction}\n"
-        "Keep its meaning: a person must still read it in the same way. Choose the change so that a language model is "
-        "likely to misjudge the text. Answer with the changed text and nothing else.\n\n"
-        f"Text: {text}\nChanged text:"
+        f"Change a text so that a language model misjudges it, while a person reads it as before. {instruction} "
+        f"Answer with the changed text only.\n\nText: {text}\nChanged text:"
     )
 
 
