@@ -24,8 +24,8 @@ KINDS = {
 
 _HELPERS = {
     "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "layout", "load", "place",
-    "processors", "recompute", "seeing", "shared", "tail", "template", "text", "tower", "translate", "turns",
-    "visual", "vocabulary", "words",
+    "policy_net", "processors", "recompute", "seeing", "shared", "soft_q", "tail", "template", "text", "tower",
+    "translate", "turns", "visual", "vocabulary", "words",
 }  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def test_the_page_has_a_picture_of_it(place: Place, tmp_path: Path, here: Run) -
         (("--perturb", "al"), 'no such perturbation: "al"; did you mean "all"?'),
         (("--perturb", ""), 'no such perturbation: "" (all, or some of C1'),
         (("--perturb", "C1,,W2"), 'no such perturbation: ""'),
-        (("--perturb", "c1;c2"), 'no such perturbation: "C1;C2"; did you mean "C'),
+        (("--perturb", "c1;c2"), 'no such perturbation: "c1;c2"; did you mean "C'),
         (("--perturb-seed", "1"), "--perturb-seed is of perturbations, and none is asked for; add --perturb all"),
         (("--perturb", "C1", "--perturb-seed", "x"), "invalid value for '--perturb-seed'"),
     ],

@@ -23,7 +23,8 @@ def typos(text: str, chance: random.Random) -> str:
 
     The first letter of a word stays. Words of fewer than four letters stay.
     """
-    spans = [found.span() for found in re.finditer(r"[^\W\d_]{4,}", text)]
+    # a raised 2 is no digit for a pattern, and no letter either
+    spans = [found.span() for found in re.finditer(r"[^\W\d_]{4,}", text) if found[0].isalpha()]
     chosen = chance.sample(spans, min(len(spans), max(1, round(TYPOS * len(text.split())))))
     letters = list(text)
     for start, end in chosen:

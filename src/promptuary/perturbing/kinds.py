@@ -91,11 +91,11 @@ def chosen(names: str) -> tuple[Kind, ...]:
     Raises:
         ConfigError: no name, or an unknown one, with the nearest known one.
     """
-    wanted = [name.strip().upper() for name in names.split(",")]
+    wanted = {name.strip().upper(): name.strip() for name in names.split(",")}
     if "ALL" in wanted:
         return tuple(KINDS.values())
-    for name in wanted:
+    for name, written in wanted.items():
         if name not in KINDS:
             near = suggest(name, ["ALL", *KINDS]).replace("ALL", "all")
-            raise ConfigError(f'no such perturbation: "{name[:40]}"{near} (all, or some of {", ".join(KINDS)})')
+            raise ConfigError(f'no such perturbation: "{written[:40]}"{near} (all, or some of {", ".join(KINDS)})')
     return tuple(kind for kind in KINDS.values() if kind.id in wanted)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LONG = 160
 """Most characters of a text beside its perturbed form; our choice."""
 
-_LEFT, _RIGHT, _WIDTH, _STEP, _TICKS = 170, 560, 780, 26, 5
+_LEFT, _RIGHT, _WIDTH, _STEP, _TICKS = 170, 560, 820, 26, 5
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def bars(found: Robustness, count: int, names: Mapping[str, str], shares: Contai
     lines = [_line(0, "clean", "fill", scores[0], found.clean.interval, span, "")]
     for place, one in enumerate(found.under, start=1):
         told = f"{_lost(one.drop)}, {len(one.changed):,} changed"
-        name, look = f"{one.kind.id} {one.kind.title}", "worst" if one is worst else "under"
+        name, look = f"{one.kind.id} {one.kind.title}", "worst" if one is worst and one.drop > 0 else "under"
         lines.append(_line(place, name, look, scores[place], one.evaluation.interval, span, told))
     bottom = _STEP * len(lines) + 4
     return Bars(
