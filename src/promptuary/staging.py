@@ -112,8 +112,8 @@ class Staging:
         settings = own.config.model_copy(update={"model": model, "family": "causal"})
         return CausalVoice(open_backbone(settings))
 
-    def _speaker(self, config: SpeakerConfig) -> Speaker:
-        raise NotImplementedError(config)
+    def _speaker(self, config: SpeakerConfig, role: str) -> Speaker:
+        raise NotImplementedError(config, role)
 
     def _search(self, stage: int) -> tuple[type[Solver], SolverConfig]:
         """The solver of a stage with its settings: those of the run that it has too, and its own defaults."""

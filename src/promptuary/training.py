@@ -436,7 +436,7 @@ class Training:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
         if self.tuned.text is not None:
-            facts |= {"text": self.tuned.text, "texts": self._best_texts(tested)}
+            facts |= {"text": self.tuned.text, "texts": self._best_texts(tested), "history": self.solver.history}
         if self.processes.is_main_process:
             self.course.save(self.folder.path, tested)
             self.folder.predictions(list(tested.rows()))

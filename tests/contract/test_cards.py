@@ -16,9 +16,11 @@ from promptuary import registry
 from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
+from promptuary.staging import Staging
 from promptuary.testing import tiny
 from promptuary.testing.case import Case, case_of, write_images
 from promptuary.training import train
+from talking import Script
 
 ROOT = Path(__file__).parent.parent.parent
 METHODS = registry.names("methods")
@@ -46,6 +48,8 @@ def test_the_card_of_a_reconstruction_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a model that is talked to would have to be downloaded, or paid
+    monkeypatch.setattr(Staging, "_speaker", lambda self, config, role: Script(lambda question, place: "was it good"))
     monkeypatch.chdir(tmp_path)  # where the run files of images find their folder, `images`
     run: Any = load_run(
         ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run")

@@ -212,7 +212,8 @@ class Job:
     `optimizer`, `schedule`, `warmup` (steps) and `clip` are those of the training settings; `advice`: settings that the
     method gives for those that were left open; `together`: scores several candidates at once, where that can be done.
     `words`: the prompt of words that is looked for, where the method has one. `voice` opens the model that a policy
-    speaks with, the run's own without a name; `speaker` opens a model that is talked to, from its settings.
+    speaks with, the run's own without a name; `speaker` opens a model that is talked to, from its settings and the role
+    that its requests are booked on.
     """
 
     tensors: Sequence[Trained]
@@ -226,7 +227,7 @@ class Job:
     together: Together | None = None
     words: Words | None = None
     voice: Callable[[str | None], Voice] | None = None
-    speaker: Callable[[SpeakerConfig], Speaker] | None = None
+    speaker: Callable[[SpeakerConfig, str], Speaker] | None = None
 
 
 class Solver(abc.ABC):
@@ -250,6 +251,11 @@ class Solver(abc.ABC):
     def done(self) -> bool:
         """Whether there is nothing left to try, so that the run ends before its last step; by default never."""
         return False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What it accepted, in order, as plain values: texts with scores, cost and reason; by default nothing."""
+        return []
 
     @classmethod
     @abc.abstractmethod

@@ -215,7 +215,9 @@ def the_run_file_of_the_card_trains(case: Case) -> None:
     changes = {"steps": 2, "epochs": None, "batch_size": 6, "evaluate_every": 1, "save_every": 2, "threads": None}
     small = case.run("card", train={**run.train.model_dump(), **changes}, method=method)
     result = train(small, backbone=case.backbone())
-    expect(result.facts["steps"] == 2, f"{file.name} trained {result.facts['steps']} steps instead of 2")
+    # a method of words may have nothing more to propose
+    done = result.facts["steps"] == 2 or (case.spoken and result.facts["steps"] == 1)
+    expect(done, f"{file.name} trained {result.facts['steps']} steps instead of 2")
     expect((result.dir / "prompt" / checkpoint.TENSORS).is_file(), f"{file.name} wrote no prompt")
 
 
