@@ -6,8 +6,10 @@ Knows no loop, no checkpoint, and no method or solver by name.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 from promptuary import registry
+from promptuary.backbones.base import BackboneConfig
 from promptuary.building import open_backbone
 from promptuary.course import Course, JointCourse
 from promptuary.errors import ConfigError
@@ -15,7 +17,7 @@ from promptuary.population import Population
 from promptuary.run import AnyRun
 from promptuary.seeds import seeded
 from promptuary.solvers.base import Job, Solver, SolverConfig
-from promptuary.speakers.base import Speaker, SpeakerConfig
+from promptuary.talking import Talking
 from promptuary.voices import CausalVoice
 from promptuary.wording import Wording
 
@@ -35,6 +37,7 @@ class Staging:
         self.solver_class: type[Solver] = registry.load("solvers", name)
         self.settings = run.solver or self.solver_class.Config()
         self.words = self._words()
+        self.talking = Talking(Path(run.out), course.learner.backbone)
         self.steps = self.settings.steps(course.feed.steps)
         self.borders = self._borders()
         if self.solver_class.uses_gradients and not course.learner.backbone.differentiable:
@@ -79,7 +82,7 @@ class Staging:
                 together=Population.of(self.course.learner) if self.words is None else None,
                 words=self.words,
                 voice=self._voice,
-                speaker=self._speaker,
+                speaker=self.talking.speaker,
             ),
         )
 
@@ -109,11 +112,8 @@ class Staging:
         own = self.course.learner.backbone
         if model is None or model == own.config.model:
             return CausalVoice(own)
-        settings = own.config.model_copy(update={"model": model, "family": "causal"})
-        return CausalVoice(open_backbone(settings))
-
-    def _speaker(self, config: SpeakerConfig, role: str) -> Speaker:
-        raise NotImplementedError(config, role)
+        device, dtype = own.config.device, own.config.dtype
+        return CausalVoice(open_backbone(BackboneConfig(model=model, family="causal", device=device, dtype=dtype)))
 
     def _search(self, stage: int) -> tuple[type[Solver], SolverConfig]:
         """The solver of a stage with its settings: those of the run that it has too, and its own defaults."""

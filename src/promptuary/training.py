@@ -203,7 +203,7 @@ class Training:
             opening: contextlib.AbstractContextManager[str | None] = contextlib.nullcontext()
             if self.processes.is_main_process:
                 opening = self.folder.writing(self.settings, resume=resume, fresh=fresh)
-            with opening as note:
+            with contextlib.closing(self.staging.talking), opening as note:
                 if note is not None:
                     self.listener.noted(note)
                 self.processes.wait_for_everyone()
@@ -221,6 +221,7 @@ class Training:
         """Make the solver; continue where a checkpoint stands."""
         if not resume or not self._restore():
             self.guard = Guard(self.tuned, self.solver, self.progress)
+        self.backbone.ask_through(self.staging.talking.opened)
         for note in self.notes:
             self.listener.noted(note)
         self.listener.planned(self.plan())
@@ -435,6 +436,8 @@ class Training:
         for note in notes:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
+        if spent := self.staging.talking.spent():
+            facts["spending"] = spent
         if self.tuned.text is not None:
             facts |= {"text": self.tuned.text, "texts": self._best_texts(tested), "history": self.solver.history}
         if self.processes.is_main_process:

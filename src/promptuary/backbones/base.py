@@ -33,7 +33,7 @@ from promptuary.backbones.text import AnswerAt, TextCoder
 from promptuary.backbones.vocabulary import TableVocabulary, Vocabulary
 from promptuary.errors import ConfigError, FingerprintError, SiteError, require
 from promptuary.settings import Settings
-from promptuary.speakers.base import EndpointConfig
+from promptuary.speakers.base import EndpointConfig, SpeakerConfig
 from promptuary.types import ANSWER, Batch, Candidates, Encoded, Piece, Prompt, Shape, Sight
 
 Prompts = Prompt | Sequence[Prompt]
@@ -414,6 +414,9 @@ class Backbone(abc.ABC):
     def kept(self) -> Kept:
         """What is computed once and kept, within the bound of the settings."""
         return Kept(self.config.kept_mib * 2**20)
+
+    def ask_through(self, opened: Callable[[SpeakerConfig, str], Any]) -> None:  # noqa: B027
+        """Of a model behind an endpoint: ask through what this opens for a role; others run here and ask nobody."""
 
     @contextmanager
     def dropping(self) -> Iterator[None]:

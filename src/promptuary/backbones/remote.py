@@ -124,6 +124,10 @@ class Remote(Backbone):
         """Ask through this one from now on, such as one on the ledger of a run; `reader` counts its answers anew."""
         self.speaker, self.reader = speaker, Reader()
 
+    def ask_through(self, opened: Callable[[SpeakerConfig, str], Any]) -> None:
+        """On the ledger and the cache of a run."""
+        self.talk_to(opened(self.settings, "task"))
+
     def release(self) -> Any:
         """Close connections and files besides; they open again when they are used."""
         self.speaker.close()
