@@ -56,7 +56,10 @@ class Gate:
         self.copies = [f" {text} " for text in folded if len(text.split()) >= SHORTEST_COPY]
 
     def fault(self, text: str) -> str | None:
-        """Why a text may not be a prompt: empty (without a word), long, lost (what must stay) or copied (an example); None if it may."""
+        """Why a text may not be a prompt: empty of words, long, lost (what must stay) or copied (an example).
+
+        None if it may.
+        """
         if not re.search(r"\w", text):
             return "empty"
         if len(text.split()) > self.longest:
