@@ -197,7 +197,7 @@ def test_the_prompt_in_an_answer(answer: str, prompt: str) -> None:
 def test_the_gate_of_prompts() -> None:
     gate = Gate(keep=["yes or no"], longest=12, examples=[*CLEAN, "short one"])
     assert gate.fault("Answer yes or no.") is None
-    assert gate.fault("") == "empty"
+    assert gate.fault("") == gate.fault("...</") == "empty"
     assert gate.fault("Answer Yes or No.") == "lost"
     assert gate.fault("yes or no " * 5) == "long"
     assert gate.fault(f"yes or no, as in: {CLEAN[1].upper()}!") == "copied"

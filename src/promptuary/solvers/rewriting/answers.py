@@ -56,8 +56,11 @@ class Gate:
         self.copies = [f" {text} " for text in folded if len(text.split()) >= SHORTEST_COPY]
 
     def fault(self, text: str) -> str | None:
-        """Why a text may not be a prompt: empty, long, lost (what must stay) or copied (an example); None if it may."""
-        if not text:
+        """Why a text may not be a prompt: empty of words, long, lost (what must stay) or copied (an example).
+
+        None if it may.
+        """
+        if not re.search(r"\w", text):
             return "empty"
         if len(text.split()) > self.longest:
             return "long"
