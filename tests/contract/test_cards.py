@@ -17,9 +17,11 @@ from promptuary.config import load_run
 from promptuary.data.load import load
 from promptuary.methods.base import MethodConfig
 from promptuary.staging import Staging
+from promptuary.talking import Talking
 from promptuary.testing import tiny
 from promptuary.testing.case import Case, case_of, write_images
 from promptuary.training import train
+from promptuary.voices import CausalVoice
 from talking import Script
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,8 +50,9 @@ def test_the_card_of_a_reconstruction_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a model that is talked to would have to be downloaded, or paid
-    monkeypatch.setattr(Staging, "_speaker", lambda self, config, role: Script(lambda question, place: "was it good"))
+    # a model that is talked to, or that a policy speaks with, would have to be downloaded, or paid
+    monkeypatch.setattr(Talking, "speaker", lambda self, config, role: Script(lambda question, place: "was it good"))
+    monkeypatch.setattr(Staging, "_voice", lambda self, model: CausalVoice(tiny.backbone("causal")))
     monkeypatch.chdir(tmp_path)  # where the run files of images find their folder, `images`
     run: Any = load_run(
         ROOT / "runs" / f"{name}.yaml", ["train.steps=2", "train.batch_size=4"], out=str(tmp_path / "run")
@@ -61,7 +64,8 @@ def test_its_run_file_trains_two_steps(name: str, tmp_path: Path, monkeypatch: p
     case = case_of(registry.load("methods", name), family, tmp_path)
     run = small(run).model_copy(update={"method": shrunk(run.method, case)})
     result = train(run, backbone=tiny.backbone(family))
-    assert result.facts["steps"] == 2
+    # a search for words ends where nothing more is proposed
+    assert result.facts["steps"] == 2 or (result.facts.get("text") and result.facts["steps"] == 1)
     assert (result.dir / "prompt" / "prompt.safetensors").exists()
 
 

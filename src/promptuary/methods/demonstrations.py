@@ -19,7 +19,9 @@ class DemonstrationsConfig(TextConfig):
 
     name: Literal["demonstrations"] = "demonstrations"
     count: int = Field(4, ge=1, description="k, examples that are shown; Brown et al. 2020: as many as fit")
-    separator: str = Field("\n", description="what stands between two of them; our choice")
+    separator: Literal["line", "empty_line", "space"] = Field(
+        "line", description="what stands between two of them: a line break, an empty line, or a space; our choice"
+    )
     draws: int = Field(
         1, ge=1, description="random draws of examples that are tried; the best one is kept; 1 is the usual baseline"
     )
@@ -46,4 +48,4 @@ class Demonstrations(TextMethod):
         order = torch.randperm(len(draw.examples), generator=draw.generator)[: self.settings.count].tolist()
         shown = [draw.shown(draw.examples[place]) for place in order]
         before = [self.config.init_text] if self.config.init_text else []
-        return self.settings.separator.join([*before, *shown])
+        return {"line": "\n", "empty_line": "\n\n", "space": " "}[self.settings.separator].join([*before, *shown])
