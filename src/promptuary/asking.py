@@ -158,7 +158,7 @@ class Asking:
                 line = "" if PLACE in self.task.template.slots else "\n"
                 ids = self.backbone.text.plain_ids(text + line)
             else:
-                ids = self.backbone.answer_ids(text, glue=fixed)
+                ids = self.backbone.text.ids_behind(text, glue=fixed)
         found = torch.tensor(ids, dtype=torch.long, device=self.backbone.device)
         return replace(prompt, ids=found, placement=((PLACE, len(ids)),))
 

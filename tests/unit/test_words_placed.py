@@ -124,6 +124,14 @@ def test_no_words_are_no_prompt() -> None:
         assert said.predict(["red apple"])[0].scores == pytest.approx(bare.predict(["red apple"])[0].scores, abs=1e-6)
 
 
+def test_words_that_the_vocabulary_has_nothing_for_are_no_prompt() -> None:
+    backbone = causal(wordpiece())
+    for template in ("{text} {prompt} {mask}", "{prompt} {text} {mask}"):
+        said = tuned_on(backbone, "\x1a\x1a", template)
+        assert said.added_tokens == 0
+        assert said.predict([TEXTS[0]])[0].scores == tuned_on(backbone, "", template).predict([TEXTS[0]])[0].scores
+
+
 def test_words_do_not_count_as_text_that_may_be_cut() -> None:
     backbone = tiny.backbone("causal")
     task = Classify(ClassifyConfig(template="{text} {mask}", labels=LABELS))

@@ -41,6 +41,12 @@ class Beginning:
     keys: Sequence[tuple[Hashable, Any]] = ()
     frozen: bool = False
 
+    @property
+    def saved(self) -> int:
+        """Positions that need not run: all that are kept, else all but the first row of each group."""
+        rows = torch.bincount(self.groups, minlength=len(self.cut))
+        return int(((rows if self.frozen else rows - 1) * self.cut).sum())
+
 
 class Body:
     """A decoder-only model below its head."""
@@ -121,9 +127,12 @@ class Body:
         if same is not None:
             beginning = _worth(placed, common(placed, same, limit))
         if beginning is None:
-            beginning = self._prompts(placed, limit) or _worth(placed, common(placed, placed.which, limit))
+            beginning = self._prompts(placed, limit)
         if beginning is None:
-            beginning = self._text(placed, limit)
+            shared = _worth(placed, common(placed, placed.which, limit))
+            text = self._text(placed, limit) if shared is None or placed.spoken is not None else None
+            # words have beginnings of both kinds: those of a prompt before the texts, and texts before the prompts
+            beginning = text if shared is None or (text is not None and text.saved > shared.saved) else shared
         if beginning is None:
             states, keys = self._run(placed, keep)
             return states, None, keys

@@ -34,13 +34,17 @@ class TextCoder:
         Raises:
             DataError: the answer has no tokens.
         """
-        before = "a" + glue.strip(" ")
-        together = self.plain_ids(f"a{glue}{words}")
-        alone = self.plain_ids(before)
-        ids = together[len(alone) :] if together[: len(alone)] == alone else self.plain_ids(words)
+        ids = self.ids_behind(words, glue=glue)
         if not ids:
             raise DataError(f"the answer {words!r} has no tokens in this vocabulary; choose other label words")
         return ids
+
+    def ids_behind(self, words: str, *, glue: str = " ") -> list[int]:
+        """Token ids of words as they stand behind a text, [k]; none where the vocabulary has nothing for them."""
+        before = "a" + glue.strip(" ")
+        together = self.plain_ids(f"a{glue}{words}")
+        alone = self.plain_ids(before)
+        return together[len(alone) :] if together[: len(alone)] == alone else self.plain_ids(words)
 
     def encode(self, pieces: Sequence[Piece], max_length: int) -> Encoded:
         """A filled template as token ids with special tokens; only fields are cut to make it fit.

@@ -1,7 +1,7 @@
 """RLPrompt (Deng et al. 2022, arXiv 2205.12548): words that a policy writes, learnt from rewards alone.
 
-Knows no model and not how the policy learns; `solvers/policy.py` does that. What is here is the reward. Rebuilt from the
-released code, also as it was when the paper was written, and from write-ups of the paper, without its full text.
+Knows no model and not how the policy learns; `solvers/policy.py` does that. What is here is the reward. Rebuilt from
+the released code, also as it was when the paper was written, and from write-ups, without the paper's full text.
 
 Notation: p the probabilities of the label words, c the right label. gap = p_c - max over the others.
 R = lambda_2 gap where the answer is right (gap > 0), lambda_1 gap where it is wrong; the mean over examples counts.
