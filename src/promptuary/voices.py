@@ -61,8 +61,13 @@ class CausalVoice:
 
     @torch.no_grad()
     def states(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "b h"]:
-        """In one pass, padded on the right; behind the special token that texts begin with, if there is one."""
-        rows = [[*self.backbone.prefix, *sequence] for sequence in sequences]
+        """In one pass, padded on the right; behind the special token that texts begin with, if there is one.
+
+        Equal sequences run once: a policy begins all of its prompts behind the same words.
+        """
+        places = dict[tuple[int, ...], int]()
+        which = [places.setdefault(tuple(sequence), len(places)) for sequence in sequences]
+        rows = [[*self.backbone.prefix, *sequence] for sequence in places]
         if not all(rows):
             raise ConfigError("solver.placeholder: a policy needs at least one token to begin behind; give it a word")
         longest = max(map(len, rows))
@@ -70,7 +75,7 @@ class CausalVoice:
         ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         mask = (torch.arange(longest, device=self.device) <= ends[:, None]).long()
         batch = Batch(ids, mask, torch.arange(len(rows), device=self.device), slots={ANSWER: ends})
-        return self.backbone.answer(batch, Prompt()).float()
+        return self.backbone.answer(batch, Prompt()).float()[torch.tensor(which, device=self.device)]
 
     def logits(self, states: Float[Tensor, "n h"]) -> Float[Tensor, "n v"]:
         """The head alone, in float32."""
