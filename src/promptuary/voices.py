@@ -6,10 +6,12 @@ Knows no policy, no prompt and no task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import DynamicCache
 
 from promptuary.backbones.base import Backbone
 from promptuary.errors import ConfigError
@@ -35,6 +37,8 @@ class CausalVoice:
                 f"solver.model: {type(backbone.model).__name__} does not let its head run apart from its body"
             )
         self.backbone = backbone
+        self._before: list[tuple[int, ...]] = []
+        self._cache: DynamicCache | None = None
 
     @property
     def width(self) -> int:
@@ -61,21 +65,51 @@ class CausalVoice:
 
     @torch.no_grad()
     def states(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "b h"]:
-        """In one pass, padded on the right; behind the special token that texts begin with, if there is one.
+        """In one pass, behind the special token that texts begin with, if there is one.
 
-        Equal sequences run once: a policy begins all of its prompts behind the same words.
+        Equal sequences run once: a policy begins all of its prompts behind the same words. Sequences that go on from
+        those of the call before by one token run that token alone.
         """
         places = dict[tuple[int, ...], int]()
-        which = [places.setdefault(tuple(sequence), len(places)) for sequence in sequences]
-        rows = [[*self.backbone.prefix, *sequence] for sequence in places]
-        if not all(rows):
+        which = [places.setdefault((*self.backbone.prefix, *sequence), len(places)) for sequence in sequences]
+        if not all(places):
             raise ConfigError("solver.placeholder: a policy needs at least one token to begin behind; give it a word")
+        rows = list(places)
+        found = self._grown(rows) if len({len(row) for row in rows}) == 1 and self._goes_on else self._padded(rows)
+        return found.float()[torch.tensor(which, device=self.device)]
+
+    @cached_property
+    def _goes_on(self) -> bool:
+        """Whether this model goes on exactly from keys and values: as its backbone found by trying."""
+        return bool(getattr(self.backbone, "shares", False))
+
+    def _grown(self, rows: Sequence[tuple[int, ...]]) -> Float[Tensor, "b h"]:
+        """States of rows of one length, from keys and values of the rows before where they go on from them."""
+        known = {row: place for place, row in enumerate(self._before)}
+        parents = [known.get(row[:-1]) for row in rows]
+        new, cache = rows, self._cache
+        if cache is not None and None not in parents:
+            cache.batch_select_indices(torch.tensor(parents, device=self.device))
+            new = [row[-1:] for row in rows]
+        else:
+            cache = DynamicCache()
+        ids = torch.tensor(new, device=self.device)
+        mask = torch.ones(len(rows), len(rows[0]), dtype=torch.long, device=self.device)
+        with self.backbone.wiring.active():
+            made = self.backbone.model.base_model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+        self._before, self._cache = list(rows), cache
+        return made.last_hidden_state[:, -1]
+
+    def _padded(self, rows: Sequence[tuple[int, ...]]) -> Float[Tensor, "b h"]:
+        """States of rows of any lengths, padded on the right."""
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[self.backbone.pad] * (longest - len(row))] for row in rows], device=self.device)
         ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         mask = (torch.arange(longest, device=self.device) <= ends[:, None]).long()
         batch = Batch(ids, mask, torch.arange(len(rows), device=self.device), slots={ANSWER: ends})
-        return self.backbone.answer(batch, Prompt()).float()[torch.tensor(which, device=self.device)]
+        return self.backbone.answer(batch, Prompt())
 
     def logits(self, states: Float[Tensor, "n h"]) -> Float[Tensor, "n v"]:
         """The head alone, in float32."""

@@ -49,3 +49,24 @@ def test_text_comes_back() -> None:
 def test_others_do_not_speak(family: str) -> None:
     with pytest.raises(ConfigError, match="a policy speaks with a causal model"):
         CausalVoice(tiny.backbone(family))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_sequences_that_grow_have_the_states_that_they_have_alone(kind: str) -> None:
+    backbone = tiny.backbone(kind)
+    voice, other = CausalVoice(backbone), CausalVoice(tiny.backbone(kind))
+    generator = torch.Generator().manual_seed(0)
+    rows = [voice.ids("it was") for _ in range(6)]
+    for _ in range(4):
+        found = voice.states(rows)
+        alone = torch.cat([other.states([row]) for row in rows])
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+        # rows branch, and some become equal
+        rows = [[*rows[place], 10 + int(torch.randint(3, (), generator=generator))] for place in (0, 0, 2, 3, 4, 5)]
+    torch.testing.assert_close(voice.states(rows[:2]), other.states(rows[:2]), atol=1e-5, rtol=1e-5)
+
+
+def test_sequences_of_other_lengths_run_together() -> None:
+    voice = CausalVoice(tiny.backbone("causal"))
+    rows = [voice.ids("it was"), voice.ids("so")]
+    torch.testing.assert_close(voice.states(rows)[1:], voice.states(rows[1:]), atol=1e-5, rtol=1e-5)
