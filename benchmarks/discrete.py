@@ -61,7 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "rlprompt": {
         "method": {"name": "rlprompt"},
-        "solver": {"name": "policy", "model": VOICE, "learning_rate": 1e-3, "budget": SCORED},
+        "solver": {"name": "policy", "model": VOICE, "learning_rate": 1e-4, "budget": SCORED},
         **LONG,
     },
     "grips": {
