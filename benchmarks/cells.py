@@ -5,6 +5,7 @@ Knows no cell, library or result.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
 import json
@@ -182,6 +183,35 @@ def show(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
         missed = "" if part <= target.bound else "MISSED"
         what = f"{target.what} of {target.fast} / {target.slow}"
         print(f"{'':30} {what}: {part:.3f}, asked {target.bound:.3f} {missed}", flush=True)
+
+
+def command_line(doc: str | None, script: str, cells: Sequence[Cell], path: Path, table: Callable[[], str]) -> None:
+    """`run` some or all cells and write their rows, or print the `table` of the rows that are there.
+
+    Args:
+        doc: what the script says of itself.
+        script: its name, for the command in each row.
+        cells: all of them.
+        path: where their rows are.
+        table: makes the table.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in cells], metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="toy models; nothing is written")
+    arguments = parser.parse_args()
+    quiet()
+    if arguments.what == "table":
+        return print(table())
+    for cell in [cell for cell in cells if not arguments.cells or cell.name in arguments.cells]:
+        made = measure(cell.shrunk() if arguments.small else cell, arguments.rounds)
+        command = f'python benchmarks/{script} run --rounds {arguments.rounds} --cells "{cell.name}"'
+        made = [{**row, **meta(command)} for row in made]
+        show(cell, made)
+        if not arguments.small:
+            replace_rows(path, made, [one.name for one in cells])
+    return None
 
 
 def quiet() -> None:

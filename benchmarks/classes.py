@@ -13,9 +13,7 @@ needed, and what stands in front of every class is run once. The clock is as in 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, read, replace_rows, show
+from cells import RESULTS, Cell, Loop, Target, command_line, read
 from promptuary.backbones.tower import tower_of
 from promptuary.testing import tiny_pairs
 
@@ -132,25 +130,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in CELLS], metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="toy models; nothing is written")
-    arguments = parser.parse_args()
-    quiet()
-    if arguments.what == "table":
-        return print(table())
-    for cell in [cell for cell in CELLS if not arguments.cells or cell.name in arguments.cells]:
-        made = measure(cell.shrunk() if arguments.small else cell, arguments.rounds)
-        command = f'python benchmarks/classes.py run --rounds {arguments.rounds} --cells "{cell.name}"'
-        made = [{**row, **meta(command)} for row in made]
-        show(cell, made)
-        if not arguments.small:
-            replace_rows(ROWS, made, [one.name for one in CELLS])
-    return None
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(__doc__, "classes.py", CELLS, ROWS, table)

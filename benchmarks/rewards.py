@@ -12,10 +12,8 @@ before. The clock is as in speed.py.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import random
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 
 import shapes
-from cells import RESULTS, Cell, Loop, Target, measure, meta, quiet, read, replace_rows, show
+from cells import RESULTS, Cell, Loop, Target, command_line, read
 from promptuary import registry
 from promptuary.building import build_method, shape_of
 from promptuary.tasks.classify import Classify, ClassifyConfig
@@ -130,25 +128,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in CELLS], metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="toy models; nothing is written")
-    arguments = parser.parse_args()
-    quiet()
-    if arguments.what == "table":
-        return print(table())
-    for cell in [cell for cell in CELLS if not arguments.cells or cell.name in arguments.cells]:
-        made = measure(cell.shrunk() if arguments.small else cell, arguments.rounds)
-        command = f'python benchmarks/rewards.py run --rounds {arguments.rounds} --cells "{cell.name}"'
-        made = [{**row, **meta(command)} for row in made]
-        show(cell, made)
-        if not arguments.small:
-            replace_rows(ROWS, made, [one.name for one in CELLS])
-    return None
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(__doc__, "rewards.py", CELLS, ROWS, table)
