@@ -39,7 +39,7 @@ MODEL, VOICE = "splade_tiny", BACKBONES["smollm2"]["backbone"]["model"]
 SEEDS = (13, 21, 42)
 """Splits of RLPrompt; the run's own seed is the same number."""
 SETS = {"sst-2": {"0": "bad", "1": "good"}, "cr": {"0": "bad", "1": "good"}}
-STEPS, PROMPTS = 100, 17
+STEPS, PROMPTS = 60, 17
 SCORED = STEPS * PROMPTS
 TEXTS = (
     "it was", "all in all , it was", "this is", "in summary , it is", "the movie is", "the product is", "i think it is",
