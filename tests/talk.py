@@ -70,6 +70,7 @@ class Rewarded:
         texts: Sequence[str],
         examples: Sequence[Mapping[str, Any]],
         check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         if check is not None:
             check()

@@ -96,7 +96,7 @@ def scored(
         interval: whether to bootstrap an interval (labels and texts that are right or wrong only).
         batch_size: what they were made with.
     """
-    answers = [prediction.answer for prediction in predictions]
+    answers = [task.measured(prediction) for prediction in predictions]
     spread = None
     if interval and by_example(task):
         spread = metrics.bootstrap_interval(rightness(task, gold, answers))
@@ -104,8 +104,8 @@ def scored(
 
 
 def by_example(task: Task) -> bool:
-    """Whether the first metric is a share of examples that are right."""
-    return task.metrics[0] in ("accuracy", "exact_match")
+    """Whether the first metric is a share of examples that are right, or a mean over what judges say of each."""
+    return task.metrics[0] in ("accuracy", "exact_match", "reward", "content", "joint")
 
 
 def rightness(task: Task, gold: Sequence[Any], answers: Sequence[Any]) -> list[float]:

@@ -24,6 +24,7 @@ from promptuary.data.augment import AugmentConfig
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
 from promptuary.files import digest_of
+from promptuary.judging import Judging
 from promptuary.matching import class_matrix, match
 from promptuary.methods.base import Group, Method
 from promptuary.passes import outputs
@@ -85,6 +86,8 @@ class Tuned(nn.Module):
         words_at = None if method is None else method.words_at
         self._asking = None if task is None else Asking(backbone, task, max_length, words_at)
         self.backbone, self.method = backbone, method
+        self.judging = Judging(backbone)
+        """Who judges what it writes, of a task that is judged."""
         self.max_length = max_length
         self.head: nn.Linear | None = None
         if task is not None and task.reading == "head":

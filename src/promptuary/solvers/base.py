@@ -88,10 +88,12 @@ class Tried:
 
     `reward` [k, n]: what the method calls good; `score` [k, n]: the task's first metric of each example alone, for
     accuracy 1 where the answer is right and 0 where it is not.
+    `maxima` [k, n, g]: of rewards that depend on chance, what each is the mean of.
     """
 
     reward: Float[Tensor, "k n"]
     score: Float[Tensor, "k n"]
+    maxima: Float[Tensor, "k n g"] | None = None
 
 
 class Words(Protocol):
@@ -119,11 +121,12 @@ class Words(Protocol):
         texts: Sequence[str],
         examples: Sequence[Mapping[str, Any]],
         check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         """Every text on every example, in large batches; the prompt itself stays what it is.
 
-        What was tried before is not run again where answers do not depend on chance. `check` is called before each
-        batch and may raise to stop.
+        What was tried before is not run again where answers do not depend on chance; where they do, they are drawn
+        anew, and follow from the seed and `draw`. `check` is called before each batch and may raise to stop.
         """
 
 
