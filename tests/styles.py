@@ -22,10 +22,16 @@ from promptuary.tuned import Tuned
 STYLES = {"happy": "good", "sad": "bad"}
 
 
-def classifier(folder: Path, model: str, labels: dict[str, str] = STYLES, seed: int = 0) -> str:
+def classifier(
+    folder: Path,
+    model: str,
+    labels: dict[str, str] = STYLES,
+    seed: int = 0,
+    template: str = "{text} it was {mask}",
+) -> str:
     """A saved prompt that tells labels apart, somehow."""
     backbone = open_backbone(BackboneConfig(model=model, device="cpu"))
-    task = Classify(ClassifyConfig.read({"template": "{text} it was {mask}", "labels": labels}, where="task"))
+    task = Classify(ClassifyConfig.read({"template": template, "labels": labels}, where="task"))
     method = build_method(PromptTuningConfig(num_virtual_tokens=2), shape_of(backbone, task))
     tuned = Tuned(backbone, task, method).initialise(torch.Generator().manual_seed(seed))
     return str(save_prompt(tuned, folder))

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from promptuary.answering import Question, texts
 from promptuary.backbones.base import Backbone, BackboneConfig
 from promptuary.building import open_backbone
 from promptuary.data.collate import Row, collate
-from promptuary.errors import ConfigError, PromptuaryError
+from promptuary.errors import ConfigError
 from promptuary.seeds import seeded
 from promptuary.tasks.judged import JudgedTask
 from promptuary.types import Piece, Prediction
@@ -32,6 +33,21 @@ AT_ONCE = 128
 """Texts that a judge reads in one batch; our choice."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Which rows end in a token behind which nothing of an answer is kept, as transformers asks it of a generation.
+
+    `ending` [v]: which tokens are such.
+    """
+
+    ending: Bool[Tensor, " v"]
+
+    def __call__(self, ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        """[b] from ids [b, t]; a token that the tokenizer does not know ends nothing."""
+        last = ids[:, -1]
+        return self.ending[last.clamp(max=len(self.ending) - 1)] & (last < len(self.ending))
+
+
 class Judging:
     """The judges of one task, on the device of the model that they judge; see `tasks.judged.Judges`."""
 
@@ -44,6 +60,7 @@ class Judging:
         self.backbone = backbone
         self._encoders = dict[str, Backbone]()
         self._classifiers: dict[str, Tuned] = {}
+        self._ends = dict[str, Ended]()
 
     @torch.no_grad()
     def states(self, model: str, texts: Sequence[str]) -> list[Float[Tensor, "t h"]]:
@@ -70,6 +87,15 @@ class Judging:
         """What a saved classifier gives each label of each text."""
         return [one.scores for one in self._classifier(folder).predict(list(texts), batch_size=AT_ONCE)]
 
+    def ended(self, ends: str) -> Ended:
+        """What tells that an answer of this model has ended."""
+        if ends not in self._ends:
+            tokenizer = self.backbone.tokenizer
+            tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+            found = [token is not None and any(end in token for end in ends) for token in tokens]
+            self._ends[ends] = Ended(torch.tensor(found, device=self.backbone.device))
+        return self._ends[ends]
+
     def answers(self, asked: Sequence[Question], check: Callable[[], None] | None = None) -> list[Prediction]:
         """The best answer to each question; `check` is called before each and may raise to stop."""
         found = []
@@ -82,10 +108,7 @@ class Judging:
     def _encoder(self, model: str) -> Backbone:
         if model not in self._encoders:
             device = str(self.backbone.device)
-            try:
-                self._encoders[model] = open_backbone(BackboneConfig(model=model, family="encoder", device=device))
-            except PromptuaryError as error:
-                raise ConfigError(f"task.content: {error}") from None
+            self._encoders[model] = open_backbone(BackboneConfig(model=model, family="encoder", device=device))
         return self._encoders[model]
 
     def _classifier(self, folder: str) -> Tuned:
@@ -111,17 +134,20 @@ class Judging:
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-def drawn(asked: Question, count: int, seed: int) -> list[str]:
+def drawn(asked: Question, count: int, seed: int, *, ended: bool = True) -> list[str]:
     """Answers to one question, drawn in one pass, so that they follow from the seed alone.
 
     Args:
         asked: of a judged task.
         count: how many.
         seed: of all that is drawn; torch's own generators stay as they are.
+        ended: stop once all answers have ended, which changes nothing of them.
     """
     task = _task(asked)
     how, device = task.sampling, asked.answerer.tuned.backbone.device
     options: dict[str, Any] = {"do_sample": True, "top_k": how.top_k, "top_p": 1.0, "temperature": how.temperature}
+    if ended:
+        options["stopping_criteria"] = [asked.answerer.tuned.judging.ended(task.ends)]
     longest = asked.row.writes
     assert longest is not None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

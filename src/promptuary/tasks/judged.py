@@ -46,7 +46,12 @@ class Sampling:
 
 
 class JudgedTask(Task):
-    """A task of written answers that are judged; what its metrics compare are the judgements of each answer."""
+    """A task of written answers that are judged; what its metrics compare are the judgements of each answer.
+
+    `ends`: letters behind the first of which nothing of a written text is kept.
+    """
+
+    ends: ClassVar[str] = ""
 
     measured_as: ClassVar = frozenset({"judged"})
 

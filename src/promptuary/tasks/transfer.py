@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from promptuary.data.check import as_text
-from promptuary.errors import ConfigError, DataError
+from promptuary.errors import ConfigError, DataError, PromptuaryError
 from promptuary.registry import suggest
 from promptuary.tasks.base import Filled, TaskConfig
 from promptuary.tasks.judged import JudgedTask, Judges, Sampling
@@ -77,6 +77,7 @@ class Transfer(JudgedTask):
     Config = TransferConfig
     default_metrics: ClassVar = ("reward", "content")
     pipeline = "text-generation"
+    ends = '".!?'
 
     @property
     def settings(self) -> TransferConfig:
@@ -186,13 +187,19 @@ class Transfer(JudgedTask):
             ConfigError: a classifier has no such label.
         """
         c = self.settings
-        judges.states(c.content, ["a"])
+        try:
+            judges.states(c.content, ["a"])
+        except PromptuaryError as error:
+            raise ConfigError(f"task.content: {error}") from None
         asked = {"style": c.style_label, "held_out": c.style_label, "fluency": c.fluency_label}
         for name, label in asked.items():
             folder = getattr(c, name)
             if folder is None:
                 continue
-            known = list(judges.labels(folder))
+            try:
+                known = list(judges.labels(folder))
+            except PromptuaryError as error:
+                raise ConfigError(f"task.{name}: {error}") from None
             if label not in known:
                 setting = "fluency_label" if name == "fluency" else "style_label"
                 raise ConfigError(
