@@ -35,7 +35,13 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """One row per example: place, right answer, given answer, scores."""
         return [
-            {"index": index, "gold": gold, "answer": prediction.answer, "scores": dict(prediction.scores)}
+            {
+                "index": index,
+                "gold": gold,
+                "answer": prediction.answer,
+                "scores": dict(prediction.scores),
+                **({} if prediction.prompt is None else {"prompt": prediction.prompt}),
+            }
             for index, (gold, prediction) in enumerate(zip(self.gold, self.predictions, strict=True))
         ]
 

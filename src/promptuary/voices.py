@@ -5,7 +5,7 @@ Knows no policy, no prompt and no task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,16 @@ class CausalVoice:
                 f"solver.model: {type(backbone.model).__name__} does not let its head run apart from its body"
             )
         self.backbone = backbone
+
+    @property
+    def name(self) -> str:
+        """As it was loaded."""
+        return self.backbone.config.model
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """As saved prompts know it."""
+        return self.backbone.identity
 
     @property
     def width(self) -> int:

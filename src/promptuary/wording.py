@@ -17,12 +17,14 @@ from promptuary.data.collate import Row
 from promptuary.data.load import Splits
 from promptuary.errors import ConfigError
 from promptuary.joint import Joint
-from promptuary.methods.words import Draw, TextMethod
+from promptuary.methods.words import Draw, PolicyFacts, TextMethod
 from promptuary.metrics import METRICS, compute
 from promptuary.prompts.init import COMMON_TOKENS
 from promptuary.seeds import seeded
 from promptuary.solvers import soft_q
 from promptuary.solvers.base import Tried
+from promptuary.solvers.policy_net import Policy
+from promptuary.speaking import Speaking
 from promptuary.tasks.judged import JudgedTask
 from promptuary.tuned import Tuned
 from promptuary.types import ANSWER, Prediction
@@ -162,6 +164,27 @@ class Wording:
         # best-of-n is what will be used; the mean of several maxima is its expectation
         reward = maxima.mean(-1)
         return Tried(reward, reward, maxima)
+
+    def written_by(self, policy: Policy) -> None:
+        """From here on the prompt is what a policy writes for each input.
+
+        Raises:
+            ConfigError: the method has one prompt for all inputs.
+        """
+        voice, speech = policy.voice, policy.speech
+        facts = PolicyFacts(
+            model=voice.name,
+            identity=dict(voice.identity),
+            width=voice.width,
+            hidden=len(policy.weights[0]),
+            num_tokens=speech.length,
+            fluent=speech.fluent,
+            no_repeat=speech.no_repeat,
+            sayable=policy.sayable,
+        )
+        self.method.written_by(facts, policy.weights)
+        self.tuned.speaking = Speaking(policy, self.fields[0])
+        self.tuned.train(self.tuned.training)
 
     def proposal(self, number: int) -> str | None:
         """What the method itself proposes as number 0, 1, ... of a search; None if it has no more."""

@@ -113,6 +113,13 @@ class Words(Protocol):
     def fields(self) -> Sequence[str]:
         """Fields of an example that hold the text which is asked about."""
 
+    def written_by(self, policy: Any) -> None:
+        """From here on the prompt is what a policy (`policy_net.Policy`) writes for each input.
+
+        Raises:
+            ConfigError: the method has one prompt for all inputs.
+        """
+
     def proposal(self, number: int) -> str | None:
         """What the method itself proposes as number 0, 1, ... of a plain search; None if it has no more."""
 
@@ -132,6 +139,14 @@ class Words(Protocol):
 
 class Voice(Protocol):
     """A frozen causal language model that a policy speaks with."""
+
+    @property
+    def name(self) -> str:
+        """By which the model can be opened again."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What tells it from another model."""
 
     @property
     def width(self) -> int:

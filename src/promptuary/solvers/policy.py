@@ -21,7 +21,7 @@ from promptuary.solvers import soft_q
 from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Voice, Words
 from promptuary.solvers.gradient import GradientSolver
 from promptuary.solvers.policy_net import Policy, Speech, Spoken
-from promptuary.solvers.policy_rewards import on_all, on_one, told
+from promptuary.solvers.policy_rewards import dealt, on_all, on_one, told
 from promptuary.types import Losses
 
 WEIGHTS, DRAWS = 0, 1
@@ -117,6 +117,11 @@ class PolicyConfig(SolverConfig):
         description="each prompt is scored on one row of the batch, and its reward compared with all that the prompts "
         "of the same row got; the paper for style transfer: 8 prompts on 2 rows. Needs rows: batch",
     )
+    per_input: bool = Field(
+        False,
+        description="the policy is conditioned on the input instead of the placeholder, and writes a prompt for each: "
+        "the paper's style transfer; what is saved is the policy. Needs dealt: true",
+    )
     budget: int | None = Field(
         None, ge=1, description="most prompts that are scored in all; decides train.steps. 192,000 in the paper"
     )
@@ -129,6 +134,8 @@ class PolicyConfig(SolverConfig):
             raise ValueError("keep: best compares rewards of the same rows; use rows: all, or keep: greedy")
         if self.dealt and self.whole:
             raise ValueError("dealt: prompts are dealt out to the rows of a batch; use rows: batch")
+        if self.per_input and not self.dealt:
+            raise ValueError("per_input: a prompt for one row is scored on that row; use dealt: true")
         if not self.shape[0] < self.shape[1]:
             raise ValueError(f"shape: expected the smaller value first, got {list(self.shape)}")
         return self
@@ -206,12 +213,12 @@ class PolicySolver(Solver):
             ConfigError: the placeholder has no tokens.
         """
         self.config, self.words, self.seed = config, words, seed
-        self.context = list(voice.ids(config.placeholder))
-        if not self.context:
-            raise ConfigError(f'solver.placeholder "{config.placeholder}" has no tokens; give one or more words')
         c = config
         speech = Speech(c.num_tokens or LENGTH, c.top_k, c.top_p, c.fluent, c.no_repeat, c.logit_bias)
         self.policy = Policy(voice, c.hidden, speech, seeded(seed, WEIGHTS), c.sayable)
+        self.context = self.policy.context(config.placeholder)
+        if c.per_input:
+            words.written_by(self.policy)
         self.target = [weight.detach().clone() for weight in self.policy.weights]
         weights = [Weight(name, one, c.learning_rate) for name, one in zip(LAYERS, self.policy.weights, strict=True)]
         # without decay AdamW is Adam; the release has neither warm-up nor a schedule
@@ -271,11 +278,14 @@ class PolicySolver(Solver):
         c, step = self.config, self.draw
         followed = self._followed()
         likeliest = int(c.keeps_best)
+        rows = [self.words.examples[place] for batch in batches for place in batch.index.tolist()]
+        contexts = [self.context] * c.scored
+        if c.per_input:
+            inputs = [self.policy.context(str(row[self.words.fields[0]])) for row in rows]
+            contexts = [inputs[place] for place in dealt(c.prompts, len(rows))]
         with torch.enable_grad():
-            contexts = [self.context] * c.scored
             spoken = self.policy.speak(contexts, seeded(self.seed, DRAWS, step), greedy=likeliest)
         texts = [self.policy.text(ids) for ids in spoken.ids.tolist()]
-        rows = [self.words.examples[place] for batch in batches for place in batch.index.tolist()]
         earn = on_one if c.dealt else on_all
         earned = earn(self.words, texts, rows, step, reduce, check, self.policy.voice.device)
         rewards, scores = earned.reward, earned.score
@@ -294,7 +304,8 @@ class PolicySolver(Solver):
         if taken.applied:
             self.target = followed
             self._note(texts, rewards.tolist(), scores.tolist(), step)
-            self.words.text = self.found[0].text if c.keeps_best else self.likeliest()
+            if not c.per_input:
+                self.words.text = self.found[0].text if c.keeps_best else self.likeliest()
             parts["best"] = self.found[0].reward
         return StepResult(taken.loss, taken.grad_norm, parts, taken.fault, c.scored)
 
