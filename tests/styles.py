@@ -51,7 +51,7 @@ def settings(where: Path, **changes: Any) -> dict[str, Any]:
         classifier(where / "style", str(model), seed=1)
         classifier(where / "held", str(other), seed=2)
         classifier(where / "fluent", str(other), {"acceptable": "good", "broken": "bad"}, seed=3)
-        for seed, (split, count) in enumerate({"train": 6, "validation": 2, "test": 3}.items()):
+        for seed, (split, count) in enumerate({"train": 4, "validation": 1, "test": 2}.items()):
             toy.jsonl(where / "data" / f"{split}.jsonl", sentences(count, seed))
     task = {
         "name": "transfer", "content": str(where / "encoder"), "style": str(where / "style"), "style_label": "happy",
@@ -67,7 +67,7 @@ def settings(where: Path, **changes: Any) -> dict[str, Any]:
         "backbone": {"model": str(model), "device": "cpu"},
         "method": {"name": "rlprompt", "num_tokens": 2},
         "solver": solver,
-        "train": {"steps": 3, "batch_size": 2, "evaluate_every": 2},
+        "train": {"steps": 2, "batch_size": 2, "evaluate_every": 2},
         "out": str(where / "run"),
         **changes,
     }

@@ -34,6 +34,7 @@ class TinyVoice(nn.Module):
         self.requires_grad_(False).eval()
         self.width, self.vocabulary, self.device = width, size, torch.device("cpu")
         self.broken, self.ran = set(broken), 0
+        self.name, self.identity = "tiny voice", {"architecture": "tiny"}
 
     def ids(self, text: str) -> list[int]:
         return [int(word[1:]) % self.vocabulary if word[1:].isdigit() else 7 for word in text.split()]
@@ -64,6 +65,9 @@ class Rewarded:
         self.fields = ("text",)
         self.asked: list[list[str]] = []
         self.rows: list[list[int]] = []
+
+    def written_by(self, policy: Any) -> None:
+        self.policy = policy
 
     def tried(
         self,

@@ -234,6 +234,7 @@ def joint(gold: Sequence[Any], judged: Sequence[Judgement]) -> float:
 
 def geometric_mean(gold: Sequence[Any], judged: Sequence[Judgement]) -> float:
     """GM, the geometric mean of the corpus averages of content, style and, where it is judged, fluency; 0 to 100."""
+    _check(gold, judged)
     names = [name for name in ("content", "style", "fluency") if all(name in one for one in judged)]
     means = [judged_mean(name, gold, judged) for name in names]
     return float(np.prod(means) ** (1 / len(means)))

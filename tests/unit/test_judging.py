@@ -6,6 +6,7 @@ Knows no oracle but the task's own arithmetic.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import promptuary
 import styles
+import tiny
 import toy
 from promptuary import judging
 from promptuary.answering import Answerer, Question
@@ -22,7 +24,7 @@ from promptuary.building import open_backbone
 from promptuary.checkpoint import load_prompt
 from promptuary.config import load_run
 from promptuary.course import Course
-from promptuary.errors import ConfigError, Interrupted, PromptuaryError
+from promptuary.errors import ConfigError, FingerprintError, Interrupted, NotFoldable, PromptuaryError
 from promptuary.evaluation import evaluate
 from promptuary.listening import Listener
 from promptuary.tasks.transfer import Transfer
@@ -220,7 +222,7 @@ def test_a_run_end_to_end_is_saved_and_answers_alike_when_it_is_loaded(where: Pa
     result = train(load_run(styles.settings(where, task=task, out=str(where / "whole"))))
     assert set(result.metrics) == {"reward", "content", "style", "joint", "geometric_mean", "fluency"}
     steps = [row for row in toy.metric_rows(result.dir) if "parts" in row]
-    assert len(steps) == 3
+    assert len(steps) == 2
     assert all(0 < row["parts"]["reward"] <= 100 for row in steps)
     assert all(row["parts"]["value"] < 0 for row in steps)  # ln 109 - 10
     text = result.facts["text"]
@@ -294,3 +296,86 @@ def test_a_judge_tells_labels_of_one_text_apart(where: Path) -> None:
     styles.classifier(pair, str(where / "other"), template="{text} and {more} it was {mask}")
     with pytest.raises(ConfigError, match=r"task.style: .*pair does not tell labels of a single text apart"):
         train(load_run(styles.settings(where, task={"style": str(pair)}, out=str(where / "wrong"))), fresh=True)
+
+
+# ---- a prompt for each input ----------------------------------------------------------------------------------------
+
+
+def each(where: Path, name: str, **changes: Any) -> dict[str, Any]:
+    solver = {"per_input": True, "model": str(where / "other"), "learning_rate": 0.05}
+    return styles.settings(where, solver=solver, out=str(where / name), **changes)
+
+
+def test_a_policy_that_writes_for_each_input_is_saved_and_goes_on_writing(where: Path) -> None:
+    result = train(load_run(each(where, "each")))
+    rows = [json.loads(line) for line in (result.dir / "predictions.jsonl").read_text().splitlines()]
+    loaded = load_prompt(result.dir)
+    found = loaded.predict([row["gold"] for row in rows])
+    assert [(one.answer, one.prompt) for one in found] == [(row["answer"], row["prompt"]) for row in rows]
+    # what it writes for an input is what its policy finds likeliest behind that
+    speaking = loaded.speaking
+    assert speaking is not None
+    ids = speaking.policy.voice.ids(rows[0]["gold"])
+    spoken = speaking.policy.speak([ids]).ids[0].tolist()
+    assert found[0].prompt == speaking.policy.text(spoken)
+    assert loaded.spoken is not None
+    assert loaded.spoken.model == str(where / "other")
+    assert loaded.text is None
+    assert loaded.trainable_parameters == 2 * 16 * 32 + 16 + 32
+    assert "text" not in result.facts
+    assert "writes 2 tokens for each input" in (result.dir / "prompt" / "README.md").read_text()
+
+
+def test_it_has_no_single_prompt(where: Path) -> None:
+    loaded = load_prompt(where / "each")
+    with pytest.raises(NotFoldable, match="depends on the input"):
+        loaded.method.fold()  # type: ignore[union-attr]
+    with pytest.raises(NotFoldable, match="for each input"):
+        loaded.prompt(loaded.backbone.probe())
+    assert loaded.added_tokens == 2
+    said = loaded.saying("good")
+    assert said.text == "good"
+    assert said.predict(["red cat"])[0].prompt is None
+
+
+def test_the_policy_of_the_best_validation_is_the_one_that_is_tested(where: Path) -> None:
+    run = load_run(each(where, "best", train={"steps": 3, "batch_size": 2, "evaluate_every": 1}))
+    training = promptuary.training.Training(run, Listener())
+    result = training.run(resume=False, fresh=False)
+    held = result.prompt.method.policy_weights  # type: ignore[union-attr]
+    for place, one in enumerate(held):
+        assert torch.equal(one, training.best_state[f"method.policy_weights.{place}"])
+        # the solver and the prompt hold the same tensors
+        assert one is training.solver.policy.weights[place]  # type: ignore[attr-defined]
+
+
+def test_such_a_run_goes_on_exactly_after_a_stop(where: Path) -> None:
+    whole = train(load_run(each(where, "each one")))
+    run, stop = load_run(each(where, "each two")), promptuary.training.Stop()
+    with pytest.raises(Interrupted):
+        train(run, listener=Stopping(stop, 1), stop=stop)
+    again = train(run, resume=True)
+    assert again.metrics == whole.metrics
+    for one, other in zip(again.prompt.state().values(), whole.prompt.state().values(), strict=True):
+        assert torch.equal(one, other)
+    # and a finished one is read as it was written
+    read = train(run, resume=True)
+    assert read.prompt.predict(["red cat"]) == again.prompt.predict(["red cat"])
+
+
+def test_a_voice_that_is_another_model_is_refused(where: Path, tmp_path: Path) -> None:
+    shutil.copytree(where / "other", tmp_path / "kept")
+    loaded = load_prompt(where / "each")
+    try:
+        shutil.rmtree(where / "other")
+        tiny.save(where / "other", "causal", seed=9)
+        with pytest.raises(FingerprintError, match="was trained on"):
+            loaded.predict(["red cat"])
+    finally:
+        shutil.rmtree(where / "other")
+        shutil.copytree(tmp_path / "kept", where / "other")
+
+
+def test_only_a_method_with_a_policy_is_written_for_each_input(where: Path) -> None:
+    with pytest.raises(ConfigError, match="method manual has one prompt for all inputs"):
+        train(load_run({**each(where, "manual"), "method": {"name": "manual"}}), fresh=True)
