@@ -279,7 +279,7 @@ def test_each_prompt_is_scored_on_one_row_where_they_are_dealt_out(where: Path) 
         ({"task": {"content": "/nowhere"}}, "task.content: "),
         ({"method": {"name": "prompt_tuning"}, "solver": {"name": "gradient"}}, "no right answers to learn from"),
         ({"solver": {"rows": "all"}}, "dealt: prompts are dealt out to the rows of a batch; use rows: batch"),
-        ({"solver": {"prompts": 2}, "train": {"steps": 1, "batch_size": 3}}, "2 prompts are fewer than the 3 rows"),
+        ({"solver": {"prompts": 2}, "train": {"steps": 1, "batch_size": 4}}, "2 prompts are fewer than the 4 rows"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(where: Path, changes: dict[str, Any], message: str) -> None:

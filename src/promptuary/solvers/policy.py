@@ -303,10 +303,12 @@ class PolicySolver(Solver):
         taken = self.gradient.update()
         if taken.applied:
             self.target = followed
-            self._note(texts, rewards.tolist(), scores.tolist(), step)
+            if not c.dealt:  # rewards on different rows do not compare
+                self._note(texts, rewards.tolist(), scores.tolist(), step)
             if not c.per_input:
                 self.words.text = self.found[0].text if c.keeps_best else self.likeliest()
-            parts["best"] = self.found[0].reward
+            if self.found:
+                parts["best"] = self.found[0].reward
         return StepResult(taken.loss, taken.grad_norm, parts, taken.fault, c.scored)
 
     @torch.no_grad()

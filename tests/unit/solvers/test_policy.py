@@ -384,6 +384,9 @@ def test_prompts_are_dealt_out_to_the_rows_of_a_batch() -> None:
     assert [len(texts) for texts in words.asked] == [2, 2]
     assert result.calls == 4
     assert made.words.text == made.likeliest()
+    # rewards on different rows do not compare, so none is the best
+    assert made.found == []
+    assert "best" not in result.parts
 
 
 def test_the_loss_of_dealt_prompts_compares_those_of_a_row() -> None:
