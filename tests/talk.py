@@ -34,6 +34,7 @@ class TinyVoice(nn.Module):
         self.requires_grad_(False).eval()
         self.width, self.vocabulary, self.device = width, size, torch.device("cpu")
         self.broken, self.ran = set(broken), 0
+        self.name, self.identity = "tiny voice", {"architecture": "tiny"}
 
     def ids(self, text: str) -> list[int]:
         return [int(word[1:]) % self.vocabulary if word[1:].isdigit() else 7 for word in text.split()]
@@ -65,11 +66,15 @@ class Rewarded:
         self.asked: list[list[str]] = []
         self.rows: list[list[int]] = []
 
+    def written_by(self, policy: Any) -> None:
+        self.policy = policy
+
     def tried(
         self,
         texts: Sequence[str],
         examples: Sequence[Mapping[str, Any]],
         check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         if check is not None:
             check()

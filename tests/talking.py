@@ -55,6 +55,7 @@ class Wordy:
         texts: Sequence[str],
         examples: Sequence[Mapping[str, Any]],
         check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         if check is not None:
             check()

@@ -15,6 +15,7 @@ from promptuary.asking import named
 from promptuary.data.collate import Row, collate, pad_choices
 from promptuary.errors import ConfigError
 from promptuary.passes import outputs, placed
+from promptuary.tasks.judged import JudgedTask
 from promptuary.types import Batch, Candidates, Prediction
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def predictions(
             check()
         chosen = [questions[place] for place in places]
         tasks = [one.answerer.tuned.task for one in chosen]
-        if tasks[0].reading == "text":
+        if isinstance(tasks[0], JudgedTask):
+            answers = chosen[0].answerer.tuned.judging.answers(chosen, check)
+        elif tasks[0].reading == "text":
             texts = _write(chosen, chosen[0].answerer.tuned.asking.writes)
             answers = [task.decode_text(text) for task, text in zip(tasks, texts, strict=True)]
         else:
@@ -144,6 +147,9 @@ def texts(
 def _kind(one: Question) -> Hashable:
     """Questions of one kind are read in one pass."""
     asking = one.answerer.tuned.asking
+    if isinstance(asking.task, JudgedTask):
+        # judges are of a prompt
+        return ("judged", id(one.answerer.tuned.judging))
     if asking.task.reading == "text":
         # beams and sampling depend on the limit, and a short answer should not wait for a long one
         return ("text", asking.writes, *_same(one))

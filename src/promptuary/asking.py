@@ -18,6 +18,7 @@ from promptuary.data.collate import Row, pad_candidates
 from promptuary.data.images import picture_of
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Task
+from promptuary.tasks.judged import JudgedTask
 from promptuary.tasks.template import shown
 from promptuary.types import ANSWER, Candidates, Piece, Prompt
 
@@ -138,8 +139,10 @@ class Asking:
         if filled.choices is not None:
             choices = tuple(tuple(backbone.answer_ids(choice, glue=glue)) for choice in filled.choices)
         pieces = filled.pieces if self.words_at is None else with_place(filled.pieces, self.words_at)
-        encoded = backbone.encode(pieces, self.max_length)
-        return Row(encoded, index, target=filled.target, target_ids=target_ids, choices=choices)
+        encoded, writes = backbone.encode(pieces, self.max_length), None
+        if isinstance(self.task, JudgedTask):
+            writes = self.task.longest(len(backbone.text.plain_ids(self.task.source(example))))
+        return Row(encoded, index, target=filled.target, target_ids=target_ids, choices=choices, writes=writes)
 
     # ---- prompts of words ------------------------------------------------------------------------------------------
 
@@ -182,7 +185,8 @@ class Asking:
         """Positions that an answer takes besides the text's own; a single token is read where it would stand."""
         lengths = [len(row.target_ids or ()), *map(len, self.answers(row))]
         if self.task.reading == "text" or writes is not None:
-            lengths.append(self.writes if writes is None else writes)
+            own = self.writes if row.writes is None else row.writes
+            lengths.append(own if writes is None else writes)
         longest = max(lengths)
         return {"end": longest, "mask": longest - 1}.get(self.backbone.answer_at, 0) if longest > 1 else 0
 

@@ -85,7 +85,7 @@ def write(tuned: Tuned, facts: Mapping[str, Any]) -> str:
 {facts["added_tokens"]} added positions{offset}.
 {known}
 The base model is unchanged and is not in this folder.
-{_words(facts)}
+{_words(tuned, facts)}
 ## Use
 
 ```python
@@ -164,8 +164,14 @@ def _size(facts: Mapping[str, Any]) -> str:
     return "words" if facts.get("text") is not None else f"{facts['trainable_parameters']:,} trained numbers"
 
 
-def _words(facts: Mapping[str, Any]) -> str:
-    """The text of a prompt of words, in a fence that is longer than any in it."""
+def _words(tuned: Tuned, facts: Mapping[str, Any]) -> str:
+    """The text of a prompt of words, in a fence that is longer than any in it; or what writes it for each input."""
+    if tuned.spoken is not None:
+        return (
+            f"\nA policy of {facts['trainable_parameters']:,} trained numbers writes {tuned.spoken.num_tokens} tokens "
+            f"for each input, which stand at the template's `{{prompt}}`; its voice is "
+            f"{public_name(tuned.spoken.model)}.\n"
+        )
     text = facts.get("text")
     if text is None:
         return ""

@@ -24,6 +24,7 @@ from promptuary.metrics import METRICS
 from promptuary.run import AnyRun, BaselineRun, JointRun, Run
 from promptuary.seeds import seeded
 from promptuary.sources import load_start
+from promptuary.tasks.judged import JudgedTask
 from promptuary.training_data import Feed
 from promptuary.tuned import Tuned, text_state
 
@@ -66,6 +67,13 @@ class Course:
                     f"nothing would be trained: {method.name} is frozen and there is no head; set task.reading: head, "
                     "or method.frozen: false"
                 )
+        if isinstance(self.task, JudgedTask):
+            if self.learner.text is None:
+                raise ConfigError(
+                    f"task {self.task.name} has no right answers to learn from by gradient; use a method whose prompt "
+                    "is words, such as rlprompt"
+                )
+            self.task.ready(self.learner.judging)
         self.feed = Feed(run, self.splits, self.learner)
         self.new = new_classes(run, self.learner)
         if self.new is not None:
@@ -96,7 +104,7 @@ class Course:
     @property
     def notes(self) -> list[str]:
         """What a person should know about the data."""
-        return [*self.splits.notes, *self.feed.notes(), *(() if self.new is None else self.new.notes)]
+        return [*self.splits.notes, *self.task.notes, *self.feed.notes(), *(() if self.new is None else self.new.notes)]
 
     @property
     def solver(self) -> str:

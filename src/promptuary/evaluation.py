@@ -35,7 +35,13 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """One row per example: place, right answer, given answer, scores."""
         return [
-            {"index": index, "gold": gold, "answer": prediction.answer, "scores": dict(prediction.scores)}
+            {
+                "index": index,
+                "gold": gold,
+                "answer": prediction.answer,
+                "scores": dict(prediction.scores),
+                **({} if prediction.prompt is None else {"prompt": prediction.prompt}),
+            }
             for index, (gold, prediction) in enumerate(zip(self.gold, self.predictions, strict=True))
         ]
 
@@ -96,7 +102,7 @@ def scored(
         interval: whether to bootstrap an interval (labels and texts that are right or wrong only).
         batch_size: what they were made with.
     """
-    answers = [prediction.answer for prediction in predictions]
+    answers = [task.measured(prediction) for prediction in predictions]
     spread = None
     if interval and by_example(task):
         spread = metrics.bootstrap_interval(rightness(task, gold, answers))
@@ -104,8 +110,8 @@ def scored(
 
 
 def by_example(task: Task) -> bool:
-    """Whether the first metric is a share of examples that are right."""
-    return task.metrics[0] in ("accuracy", "exact_match")
+    """Whether the first metric is a share of examples that are right, or a mean over what judges say of each."""
+    return task.metrics[0] in ("accuracy", "exact_match", "reward", "content", "joint")
 
 
 def rightness(task: Task, gold: Sequence[Any], answers: Sequence[Any]) -> list[float]:

@@ -9,8 +9,9 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -209,17 +210,51 @@ def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
     return float(np.mean([_token_f1_of(g, p) for g, p in zip(gold, predicted, strict=True)]))
 
 
+# ---- judgements ------------------------------------------------------------------------------------------------------
+
+
+Judgement = Mapping[str, float]
+"""What judges say of one answer: `content` and `reward` from 0 to 100, `style` and `fluency` 0 or 1."""
+
+
+def judged_mean(name: str, gold: Sequence[Any], judged: Sequence[Judgement]) -> float:
+    """Mean of one judgement over the answers, from 0 to 100; what is 0 or 1 counts 100."""
+    _check(gold, judged)
+    return float(np.mean([one[name] for one in judged])) * (100 if name in ("style", "fluency") else 1)
+
+
+def joint(gold: Sequence[Any], judged: Sequence[Judgement]) -> float:
+    """J, the mean over answers of content x style x fluency, 0 to 100 (Krishna et al. 2020, arXiv 2010.05700).
+
+    Without a judge of fluency the mean of content x style.
+    """
+    _check(gold, judged)
+    return float(np.mean([one["content"] * one["style"] * one.get("fluency", 1.0) for one in judged]))
+
+
+def geometric_mean(gold: Sequence[Any], judged: Sequence[Judgement]) -> float:
+    """GM, the geometric mean of the corpus averages of content, style and, where it is judged, fluency; 0 to 100."""
+    _check(gold, judged)
+    names = [name for name in ("content", "style", "fluency") if all(name in one for one in judged)]
+    means = [judged_mean(name, gold, judged) for name in names]
+    return float(np.prod(means) ** (1 / len(means)))
+
+
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score. `kind`: what it compares: a "label", one of a "pair" of labels, a "value" (number) or a "text"."""
+    """A named score.
+
+    `kind`: what it compares: a "label", one of a "pair" of labels, a "value" (number) or a "text"; or, "judged", what
+    judges say of a text.
+    """
 
     name: str
     function: Callable[[Sequence[Any], Sequence[Any]], float]
     higher_is_better: bool
-    kind: Literal["label", "pair", "value", "text"]
+    kind: Literal["label", "pair", "value", "text", "judged"]
 
 
 METRICS: dict[str, Metric] = {
@@ -234,6 +269,10 @@ METRICS: dict[str, Metric] = {
         Metric("mean_squared_error", mean_squared_error, False, "value"),
         Metric("exact_match", exact_match, True, "text"),
         Metric("token_f1", token_f1, True, "text"),
+        *(Metric(name, partial(judged_mean, name), True, "judged") for name in ("reward", "content")),
+        *(Metric(name, partial(judged_mean, name), True, "judged") for name in ("style", "fluency")),
+        Metric("joint", joint, True, "judged"),
+        Metric("geometric_mean", geometric_mean, True, "judged"),
     )
 }
 

@@ -23,9 +23,9 @@ KINDS = {
 """Folder of the package -> the abstract class that its files implement (it stands in base.py)."""
 
 _HELPERS = {
-    "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "kept", "layout", "load", "place",
-    "policy_net", "processors", "recompute", "seeing", "shared", "soft_q", "tail", "template", "text", "tower",
-    "translate", "turns", "visual", "vocabulary", "words",
+    "attach", "base", "bidirectional", "cache", "feed", "hosts", "inject", "judged", "kept", "layout", "load", "place",
+    "policy_net", "policy_rewards", "processors", "recompute", "seeing", "shared", "soft_q", "tail", "template", "text",
+    "tower", "translate", "turns", "visual", "vocabulary", "words",
 }  # fmt: skip
 
 

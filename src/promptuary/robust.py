@@ -240,7 +240,7 @@ def _lost(tuned: Tuned, clean: Evaluation, found: Evaluation) -> tuple[float, fl
     if not evaluation.by_example(tuned.task):
         return None
     before, after = (
-        evaluation.rightness(tuned.task, one.gold, [prediction.answer for prediction in one.predictions])
+        evaluation.rightness(tuned.task, one.gold, [tuned.task.measured(prediction) for prediction in one.predictions])
         for one in (clean, found)
     )
     return metrics.bootstrap_interval([b - a for b, a in zip(before, after, strict=True)])

@@ -24,12 +24,15 @@ from promptuary.data.augment import AugmentConfig
 from promptuary.data.collate import Row, collate
 from promptuary.errors import ConfigError
 from promptuary.files import digest_of
+from promptuary.judging import Judging
 from promptuary.matching import class_matrix, match
 from promptuary.methods.base import Group, Method
+from promptuary.methods.words import PolicyFacts, TextMethod
 from promptuary.passes import outputs
 from promptuary.prompts.blocks import kaiming_uniform
 from promptuary.prompts.init import Saved, Starting
 from promptuary.seeds import Chance
+from promptuary.speaking import Speaking
 from promptuary.starting import seen
 from promptuary.tasks.base import Task
 from promptuary.types import ANSWER, Batch, Losses, Outputs, Prediction, Prompt, View
@@ -85,6 +88,10 @@ class Tuned(nn.Module):
         words_at = None if method is None else method.words_at
         self._asking = None if task is None else Asking(backbone, task, max_length, words_at)
         self.backbone, self.method = backbone, method
+        self.judging = Judging(backbone)
+        """Who judges what it writes, of a task that is judged."""
+        self.speaking: Speaking | None = None
+        """Who writes its words for each input, of a prompt that has such a policy; opened when first asked."""
         self.max_length = max_length
         self.head: nn.Linear | None = None
         if task is not None and task.reading == "head":
@@ -247,8 +254,13 @@ class Tuned(nn.Module):
 
     @property
     def text(self) -> str | None:
-        """The words of a prompt that is words."""
-        return None if self.method is None else self.method.text
+        """The words of a prompt that is words; of one that a policy writes for each input, None."""
+        return None if self.method is None or self.spoken is not None else self.method.text
+
+    @property
+    def spoken(self) -> PolicyFacts | None:
+        """What writes the words for each input, of a prompt that has such a policy."""
+        return self.method.policy if isinstance(self.method, TextMethod) else None
 
     @property
     def trainable_parameters(self) -> int:
@@ -261,6 +273,8 @@ class Tuned(nn.Module):
 
         Of a prompt of words the tokens that it has in this model's vocabulary.
         """
+        if self.spoken is not None:
+            return self.spoken.num_tokens, 0
         with torch.no_grad():
             prompt = self.prompt(self.backbone.probe())
             return prompt.length, prompt.prefix_length
@@ -273,6 +287,8 @@ class Tuned(nn.Module):
     @property
     def offset_rows(self) -> int | None:
         """Positions of the source that get an offset; None for a prompt without one."""
+        if self.spoken is not None:
+            return None
         with torch.no_grad():
             offset = self.prompt(self.backbone.probe()).offset
         return None if offset is None else len(offset.left)
@@ -359,11 +375,10 @@ class Tuned(nn.Module):
         Raises:
             ConfigError: this prompt is not words.
         """
-        if self.method is None or self.method.text is None:
+        if not isinstance(self.method, TextMethod):
             raise ConfigError(f"only a prompt of words can say something else, and {self._name} holds vectors")
-        other, method = copy.copy(self), copy.copy(self.method)
-        method.text = text
-        other._modules = {**self._modules, "method": method}
+        other = copy.copy(self)
+        other._modules = {**self._modules, "method": self.method.saying(text)}
         other._folded = None
         return other.train(False)
 
@@ -453,12 +468,27 @@ class Tuned(nn.Module):
         was_training = self.training
         self.train(False)
         try:
+            if self.spoken is not None:
+                return self._answer_each(rows, examples, batch_size, check)
             answerer = Answerer.of(self)
             asked = [Question(answerer, row, example) for row, example in zip(rows, examples, strict=True)]
             check_lengths(asked, "example")
             return predictions(asked, batch_size=batch_size, check=check)
         finally:
             self.train(was_training)
+
+    def _answer_each(
+        self, rows: Sequence[Row], examples: Sequence[Any], batch_size: int, check: Any
+    ) -> list[Prediction]:
+        """The same where a policy writes the words for each example; the answers say which they were."""
+        if self.speaking is None:
+            self.speaking = Speaking.of(self)
+        texts = self.speaking.texts(examples)
+        answerers = {text: Answerer.of(self.saying(text)) for text in dict.fromkeys(texts)}
+        asked = [Question(answerers[t], row, one) for t, row, one in zip(texts, rows, examples, strict=True)]
+        check_lengths(asked, "example")
+        found = predictions(asked, batch_size=batch_size, check=check)
+        return [replace(one, prompt=text) for one, text in zip(found, texts, strict=True)]
 
     def attach(self, model: Any = None, *, train: bool = False) -> AbstractContextManager[Any]:
         """Put the prompt on a transformers model; inside the block it runs, writes and trains with it. See `attach`."""

@@ -359,7 +359,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer to one example: `answer` is a label, a number or a text; `scores` per label where there are labels."""
+    """An answer to one example: `answer` is a label, a number or a text; `scores` per label where there are labels.
+
+    Of a judged answer `scores` are what the judges say of it. `prompt`: the words that asked, where they were written
+    for this example.
+    """
 
     answer: Any
     scores: Mapping[str, float] = field(default_factory=dict)
+    prompt: str | None = None

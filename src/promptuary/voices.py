@@ -5,7 +5,7 @@ Knows no policy, no prompt and no task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -39,6 +39,16 @@ class CausalVoice:
         self.backbone = backbone
         self._before: list[tuple[int, ...]] = []
         self._cache: DynamicCache | None = None
+
+    @property
+    def name(self) -> str:
+        """As it was loaded."""
+        return self.backbone.config.model
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """As saved prompts know it."""
+        return self.backbone.identity
 
     @property
     def width(self) -> int:

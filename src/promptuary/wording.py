@@ -10,17 +10,22 @@ from typing import Any
 
 import torch
 
+from promptuary import judging
 from promptuary.answering import Answerer, Question, predictions
 from promptuary.asking import PLACE
 from promptuary.data.collate import Row
 from promptuary.data.load import Splits
 from promptuary.errors import ConfigError
 from promptuary.joint import Joint
-from promptuary.methods.words import Draw, TextMethod
+from promptuary.methods.words import Draw, PolicyFacts, TextMethod
 from promptuary.metrics import METRICS, compute
 from promptuary.prompts.init import COMMON_TOKENS
 from promptuary.seeds import seeded
+from promptuary.solvers import soft_q
 from promptuary.solvers.base import Tried
+from promptuary.solvers.policy_net import Policy
+from promptuary.speaking import Speaking
+from promptuary.tasks.judged import JudgedTask
 from promptuary.tuned import Tuned
 from promptuary.types import ANSWER, Prediction
 
@@ -95,7 +100,11 @@ class Wording:
         return tuple(name for name in dict.fromkeys(task.template.fields) if name != task.config.image)
 
     def tried(
-        self, texts: Sequence[str], examples: Sequence[Example], check: Callable[[], None] | None = None
+        self,
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         """Every text on every example, see `Words.tried`; one that does not fit into the model gets a reward of -inf.
 
@@ -103,7 +112,10 @@ class Wording:
             texts: k of them, which may be the same.
             examples: n of them, labelled.
             check: called before each batch; may raise to stop.
+            draw: what answers that depend on chance are drawn by, besides the seed.
         """
+        if isinstance(self.tuned.task, JudgedTask):
+            return self._judged(texts, examples, self.tuned.task.sampling.groups, check, draw)
         keys = [self._key(example) for example in examples]
         asked, places = list[Question](), list[tuple[str, Hashable]]()
         for text in dict.fromkeys(texts):
@@ -125,6 +137,54 @@ class Wording:
         self._forget(set(texts))
         found = found.view(len(texts), len(examples), 2)
         return Tried(found[..., 0], found[..., 1])
+
+    def _judged(
+        self,
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        groups: int,
+        check: Callable[[], None] | None,
+        draw: int,
+    ) -> Tried:
+        """The same of answers that are drawn and judged, anew each time: nothing of them is remembered."""
+        maxima = torch.full((len(texts), len(examples), groups), -torch.inf, dtype=torch.float64)
+        for k, text in enumerate(texts):
+            answerer = Answerer.of(self.tuned.saying(text))
+            for n, example in enumerate(examples):
+                row = self._row(self._key(example), example)
+                if not self._fits(row, answerer.added):
+                    continue
+                if check is not None:
+                    check()
+                source = judging.mark(self.tuned.task.gold(example))
+                seed = seeded(self.seed, 12, draw, k, source).initial_seed()
+                found = judging.rewards(Question(answerer, row, example), seed)
+                maxima[k, n] = soft_q.maxima(found, groups)
+                self.runs += len(found)
+        # best-of-n is what will be used; the mean of several maxima is its expectation
+        reward = maxima.mean(-1)
+        return Tried(reward, reward, maxima)
+
+    def written_by(self, policy: Policy) -> None:
+        """From here on the prompt is what a policy writes for each input.
+
+        Raises:
+            ConfigError: the method has one prompt for all inputs.
+        """
+        voice, speech = policy.voice, policy.speech
+        facts = PolicyFacts(
+            model=voice.name,
+            identity=dict(voice.identity),
+            width=voice.width,
+            hidden=len(policy.weights[0]),
+            num_tokens=speech.length,
+            fluent=speech.fluent,
+            no_repeat=speech.no_repeat,
+            sayable=policy.sayable,
+        )
+        self.method.written_by(facts, policy.weights)
+        self.tuned.speaking = Speaking(policy, self.fields[0])
+        self.tuned.train(self.tuned.training)
 
     def proposal(self, number: int) -> str | None:
         """What the method itself proposes as number 0, 1, ... of a search; None if it has no more."""

@@ -177,10 +177,14 @@ def test_an_exact_match_has_full_token_f1(pair: tuple[list[str], list[str]]) -> 
     assert 0.0 <= metrics.exact_match(*pair) <= metrics.token_f1(*pair) + 1e-12 <= 1.0 + 1e-9
 
 
+JUDGED = {"reward": 100.0, "content": 100.0, "style": 1.0, "fluency": 1.0}
+"""The best that judges can say of an answer."""
+
+
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_unequal_or_no_examples_are_refused(name: str) -> None:
     function = metrics.METRICS[name].function
-    item: Any = 1.0 if metrics.METRICS[name].kind == "value" else "a"
+    item: Any = {"value": 1.0, "judged": JUDGED}.get(metrics.METRICS[name].kind, "a")
     with pytest.raises(ValueError, match="1 answers to 2 examples"):
         function([item, item], [item])
     with pytest.raises(ValueError, match="at least one example"):
@@ -190,10 +194,10 @@ def test_unequal_or_no_examples_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_right_answers_score_best_and_every_score_is_a_plain_float(name: str) -> None:
     metric = metrics.METRICS[name]
-    gold: list[Any] = [1.0, 2.0, 1.0] if metric.kind == "value" else ["x", "y", "x"]
+    gold: list[Any] = {"value": [1.0, 2.0, 1.0], "judged": [JUDGED] * 3}.get(metric.kind, ["x", "y", "x"])
     score = metric.function(gold, gold)
     assert type(score) is float
-    assert score == pytest.approx(1.0 if metric.higher_is_better else 0.0)
+    assert score / (100 if metric.kind == "judged" else 1) == pytest.approx(1.0 if metric.higher_is_better else 0.0)
 
 
 def test_compute_keeps_the_order_of_the_names() -> None:

@@ -65,7 +65,7 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: st
 
 
 def test_the_names_are_the_files() -> None:
-    assert registry.names("tasks") == ["choose", "classify", "generate", "regress"]
+    assert registry.names("tasks") == ["choose", "classify", "generate", "regress", "transfer"]
     assert {"prompt_tuning", "dept", "ept", "lamp"} <= set(registry.names("methods"))
     assert {"causal", "seq2seq", "masked", "encoder"} <= set(registry.names("backbones"))
     assert not {"base", "load", "inject", "template"} & {

@@ -46,7 +46,7 @@ def predict(
         console.emit({"predictions": [{"answer": one.answer, "scores": dict(one.scores)} for one in predictions]})
         return
     for example, one in zip(examples, predictions, strict=True):
-        sure = f"{max(one.scores.values()):.3f}" if one.scores else ""
+        sure = f"{max(one.scores.values()):.3f}" if task.gives_scores else ""
         print(_line(one.answer), sure, _line(_shown(example, fields)), sep="\t")
 
 

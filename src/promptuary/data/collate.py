@@ -22,6 +22,7 @@ class Row:
 
     `index`: its place in the data set; `target`: class index or value; `target_ids`: the answer to be written;
     `choices`: token ids of this example's own candidate answers; `part`: which of the tasks of a run it belongs to.
+    `writes`: most tokens that are written for it, where that is its own number.
     """
 
     encoded: Encoded
@@ -30,6 +31,7 @@ class Row:
     target_ids: tuple[int, ...] | None = None
     choices: tuple[tuple[int, ...], ...] | None = None
     part: int = 0
+    writes: int | None = None
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b t"]:

@@ -9,16 +9,20 @@ R = lambda_2 gap where the answer is right (gap > 0), lambda_1 gap where it is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from promptuary.methods.words import Draw, TextConfig, TextMethod
+from promptuary.errors import NotFoldable
+from promptuary.methods.base import MethodConfig
+from promptuary.methods.words import Draw, PolicyFacts, TextConfig, TextMethod
 from promptuary.prompts.losses import label_gap
+from promptuary.types import Prompt, Shape, View
 
 
 class RLPromptConfig(TextConfig):
@@ -35,6 +39,9 @@ class RLPromptConfig(TextConfig):
     )
     wrong: float = Field(180.0, gt=0, description="lambda_1, weight of the gap where the answer is wrong; release: 180")
     right: float = Field(200.0, gt=0, description="lambda_2, weight of the gap where it is right; release: 200")
+    policy: PolicyFacts | None = Field(
+        None, description="written by a run with `solver.per_input`, whose prompts a policy writes: never set by hand"
+    )
 
 
 class RLPrompt(TextMethod):
@@ -45,8 +52,49 @@ class RLPrompt(TextMethod):
     paper = "arXiv 2205.12548"
     reconstructed = True
     solver = "policy"
+    groups: ClassVar[Mapping[str, str]] = {f"policy_weights.{place}": "policy" for place in range(4)}
     tiny: ClassVar[Mapping[str, Any]] = {"num_tokens": 2}
     Config = RLPromptConfig
+
+    def build(self) -> None:
+        """No tensor, or those of the policy."""
+        super().build()
+        self.policy = self.settings.policy
+        if self.policy is not None:
+            self.policy_weights = nn.ParameterList(self.parameter(*size) for size in sizes(self.policy))
+
+    @property
+    def depends(self) -> bool:
+        """Where a policy writes the words."""
+        return self.policy is not None
+
+    def prompt(self, view: View) -> Prompt:
+        """The words.
+
+        Raises:
+            NotFoldable: a policy writes them for each input; whoever has the input asks it.
+        """
+        if self.policy is not None:
+            raise NotFoldable(
+                "a policy writes this prompt for each input, so there is no single one; it is used by predict and "
+                "evaluate alone"
+            )
+        return super().prompt(view)
+
+    def written_by(self, policy: PolicyFacts, weights: Sequence[nn.Parameter]) -> None:
+        """The weights are held as they are, so that what a solver changes in them is changed here."""
+        self.config = self.config.model_copy(update={"policy": policy})
+        self.policy, self.policy_weights = policy, nn.ParameterList(weights)
+
+    def rate(self, group: str) -> float:
+        """That of the solver, which has it in its own settings."""
+        return 0.0
+
+    @classmethod
+    def count(cls, config: MethodConfig, shape: Shape) -> int:
+        """2 m h + m + h of a policy with states of width h and a hidden layer of width m; else none."""
+        policy = cast(RLPromptConfig, config).policy
+        return 0 if policy is None else sum(math.prod(size) for size in sizes(policy))
 
     @property
     def settings(self) -> RLPromptConfig:
@@ -67,3 +115,9 @@ class RLPrompt(TextMethod):
     def proposal(self, number: int, draw: Draw) -> str | None:
         """Tokens drawn at random, for a search without a policy."""
         return draw.words(self.settings.num_tokens, draw.generator)
+
+
+def sizes(policy: PolicyFacts) -> list[tuple[int, ...]]:
+    """Of its weights and biases, in the order in which `policy_net.Policy` has them."""
+    m, h = policy.hidden, policy.width
+    return [(m, h), (m,), (h, m), (h,)]

@@ -5,6 +5,7 @@ Knows no tokenizer, no model and no way of searching; a solver tries texts and s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -12,12 +13,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptuary.errors import ConfigError
 from promptuary.methods.base import Method, MethodConfig
 from promptuary.prompts.init import Starting
 from promptuary.prompts.losses import label_gap
+from promptuary.settings import Settings
 from promptuary.types import Prompt, Shape, View
 
 UNUSED = ("init_prompt", "prompt_lr", "lr_unit", "weight_decay")
@@ -34,6 +36,19 @@ class TextConfig(MethodConfig):
         description="where the words go if the template has no `{prompt}`: before everything, in a line of their own, "
         "or right before the answer",
     )
+
+
+class PolicyFacts(Settings):
+    """What a policy that writes a prompt for each input speaks with, and how; a run writes it, nobody else."""
+
+    model: str = Field(min_length=1, description="hub name or folder of its voice")
+    identity: dict[str, str] = Field(description="what tells that model from another")
+    width: int = Field(ge=1, le=2**20, description="of its states")
+    hidden: int = Field(ge=1, le=2**20, description="of the trained network")
+    num_tokens: int = Field(ge=1, le=2**12, description="tokens of a prompt, in the voice's own vocabulary")
+    fluent: int | None = Field(None, ge=1, description="as the solver has it")
+    no_repeat: bool = Field(False, description="as the solver has it")
+    sayable: bool = Field(True, description="as the solver has it")
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,10 @@ class TextMethod(Method):
     groups: ClassVar[Mapping[str, str]] = {}
     solver = "proposals"
     text: str
+    policy: PolicyFacts | None = None
+    """Of a prompt that is written for each input: by what."""
+    policy_weights: nn.ParameterList
+    """The trained tensors of that."""
 
     @property
     def words(self) -> TextConfig:
@@ -95,6 +114,22 @@ class TextMethod(Method):
     def match_budget(cls, config: MethodConfig, length: int, shape: Shape) -> MethodConfig:
         """As they are: words have no trained numbers, so any budget holds them."""
         return config
+
+    def saying(self, text: str) -> TextMethod:
+        """The same with these words for all inputs."""
+        other = copy.copy(self)
+        other.text, other.policy = text, None
+        return other
+
+    def written_by(self, policy: PolicyFacts, weights: Sequence[nn.Parameter]) -> None:
+        """From here on the prompt is what a policy writes for each input.
+
+        Raises:
+            ConfigError: this method has one prompt for all.
+        """
+        raise ConfigError(
+            f"solver.per_input: method {self.name} has one prompt for all inputs; use method: {{name: rlprompt}}"
+        )
 
     def proposal(self, number: int, draw: Draw) -> str | None:
         """The text that is tried as number 0, 1, ... of a plain search; None if there is no such one; default: none."""

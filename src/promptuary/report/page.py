@@ -31,7 +31,8 @@ SHARES = ("accuracy", "macro_f1", "f1", "exact_match", "token_f1")
 NAMES = {
     "accuracy": "Accuracy", "macro_f1": "Macro F1", "f1": "F1", "matthews": "Matthews correlation",
     "pearson": "Pearson correlation", "spearman": "Spearman correlation", "mean_squared_error": "Mean squared error",
-    "exact_match": "Exact match", "token_f1": "Token F1",
+    "exact_match": "Exact match", "token_f1": "Token F1", "reward": "Reward", "content": "Content", "style": "Style",
+    "fluency": "Fluency", "joint": "Joint (J)", "geometric_mean": "Geometric mean",
 }  # fmt: skip
 
 NEW, HARMONIC = "new_", "harmonic_mean"
@@ -116,7 +117,8 @@ def render(
         right=parts[1],
         wrong_count=sum(how != 0 for how in wrongness),
         right_count=sum(how == 0 for how in wrongness),
-        measures=metrics.METRICS[task.metrics[0]].kind == "value",
+        measures=metrics.METRICS[task.metrics[0]].kind in ("value", "judged"),
+        source="Source" if metrics.METRICS[task.metrics[0]].kind == "judged" else "True",
         bars=None if under is None else bars.bars(under, len(examples), NAMES, SHARES),
         looked=looked,
         unseen=unseen,
@@ -146,7 +148,8 @@ def headlines(scores: Mapping[str, float], primary: str, interval: tuple[float, 
 def _score(called: str, value: float, interval: tuple[float, float] | None, *, share: bool) -> Score:
     share = share and math.isfinite(value)
     low, high = interval or (0.0, 0.0)
-    words = "" if interval is None else f"95 % interval: {100 * low:.1f} to {100 * high:.1f} %"
+    shown = f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.4f} to {high:.4f}"
+    words = "" if interval is None else f"95 % interval: {shown}"
     return Score(called, percent(value) if share else f"{value:.4f}", value if share else None, words, low, high)
 
 

@@ -51,10 +51,16 @@ def classes(task: Task, predictions: Sequence[Prediction]) -> tuple[str, ...]:
 
 
 def judged(task: Task, gold: Sequence[Any], predictions: Sequence[Prediction]) -> list[float]:
-    """How wrong each answer is: 0 is right, 1 is wrong; of numbers, how far they are from the right ones."""
+    """How wrong each answer is: 0 is right, 1 is wrong; of numbers, how far they are from the right ones.
+
+    Of what is judged, how far the first metric is from 100.
+    """
     kind = "label" if task.gives_scores else metrics.METRICS[task.metrics[0]].kind
     if kind == "value":
         return [abs(right - one.answer) for right, one in zip(gold, predictions, strict=True)]
+    if kind == "judged":
+        score = metrics.METRICS[task.metrics[0]].function
+        return [100 - score([right], [task.measured(one)]) for right, one in zip(gold, predictions, strict=True)]
     same = metrics.accuracy if kind in ("label", "pair") else metrics.exact_match
     return [1 - same([right], [one.answer]) for right, one in zip(gold, predictions, strict=True)]
 

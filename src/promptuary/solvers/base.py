@@ -88,10 +88,12 @@ class Tried:
 
     `reward` [k, n]: what the method calls good; `score` [k, n]: the task's first metric of each example alone, for
     accuracy 1 where the answer is right and 0 where it is not.
+    `maxima` [k, n, g]: of rewards that depend on chance, what each is the mean of.
     """
 
     reward: Float[Tensor, "k n"]
     score: Float[Tensor, "k n"]
+    maxima: Float[Tensor, "k n g"] | None = None
 
 
 class Words(Protocol):
@@ -111,6 +113,13 @@ class Words(Protocol):
     def fields(self) -> Sequence[str]:
         """Fields of an example that hold the text which is asked about."""
 
+    def written_by(self, policy: Any) -> None:
+        """From here on the prompt is what a policy (`policy_net.Policy`) writes for each input.
+
+        Raises:
+            ConfigError: the method has one prompt for all inputs.
+        """
+
     def proposal(self, number: int) -> str | None:
         """What the method itself proposes as number 0, 1, ... of a plain search; None if it has no more."""
 
@@ -119,16 +128,25 @@ class Words(Protocol):
         texts: Sequence[str],
         examples: Sequence[Mapping[str, Any]],
         check: Callable[[], None] | None = None,
+        draw: int = 0,
     ) -> Tried:
         """Every text on every example, in large batches; the prompt itself stays what it is.
 
-        What was tried before is not run again where answers do not depend on chance. `check` is called before each
-        batch and may raise to stop.
+        What was tried before is not run again where answers do not depend on chance; where they do, they are drawn
+        anew, and follow from the seed and `draw`. `check` is called before each batch and may raise to stop.
         """
 
 
 class Voice(Protocol):
     """A frozen causal language model that a policy speaks with."""
+
+    @property
+    def name(self) -> str:
+        """By which the model can be opened again."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What tells it from another model."""
 
     @property
     def width(self) -> int:

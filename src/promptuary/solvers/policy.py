@@ -21,6 +21,7 @@ from promptuary.solvers import soft_q
 from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Voice, Words
 from promptuary.solvers.gradient import GradientSolver
 from promptuary.solvers.policy_net import Policy, Speech, Spoken
+from promptuary.solvers.policy_rewards import dealt, on_all, on_one, told
 from promptuary.types import Losses
 
 WEIGHTS, DRAWS = 0, 1
@@ -111,6 +112,16 @@ class PolicyConfig(SolverConfig):
         "all",
         description="score prompts on all training rows (the paper, 16 of each class), or on a batch",
     )
+    dealt: bool = Field(
+        False,
+        description="each prompt is scored on one row of the batch, and its reward compared with all that the prompts "
+        "of the same row got; the paper for style transfer: 8 prompts on 2 rows. Needs rows: batch",
+    )
+    per_input: bool = Field(
+        False,
+        description="the policy is conditioned on the input instead of the placeholder, and writes a prompt for each: "
+        "the paper's style transfer; what is saved is the policy. Needs dealt: true",
+    )
     budget: int | None = Field(
         None, ge=1, description="most prompts that are scored in all; decides train.steps. 192,000 in the paper"
     )
@@ -121,6 +132,10 @@ class PolicyConfig(SolverConfig):
             raise ValueError(f"coefficient weighs one term against another, and loss {self.loss} has one; leave it out")
         if self.keep == "best" and not self.whole:
             raise ValueError("keep: best compares rewards of the same rows; use rows: all, or keep: greedy")
+        if self.dealt and self.whole:
+            raise ValueError("dealt: prompts are dealt out to the rows of a batch; use rows: batch")
+        if self.per_input and not self.dealt:
+            raise ValueError("per_input: a prompt for one row is scored on that row; use dealt: true")
         if not self.shape[0] < self.shape[1]:
             raise ValueError(f"shape: expected the smaller value first, got {list(self.shape)}")
         return self
@@ -198,12 +213,12 @@ class PolicySolver(Solver):
             ConfigError: the placeholder has no tokens.
         """
         self.config, self.words, self.seed = config, words, seed
-        self.context = list(voice.ids(config.placeholder))
-        if not self.context:
-            raise ConfigError(f'solver.placeholder "{config.placeholder}" has no tokens; give one or more words')
         c = config
         speech = Speech(c.num_tokens or LENGTH, c.top_k, c.top_p, c.fluent, c.no_repeat, c.logit_bias)
         self.policy = Policy(voice, c.hidden, speech, seeded(seed, WEIGHTS), c.sayable)
+        self.context = self.policy.context(config.placeholder)
+        if c.per_input:
+            words.written_by(self.policy)
         self.target = [weight.detach().clone() for weight in self.policy.weights]
         weights = [Weight(name, one, c.learning_rate) for name, one in zip(LAYERS, self.policy.weights, strict=True)]
         # without decay AdamW is Adam; the release has neither warm-up nor a schedule
@@ -263,31 +278,38 @@ class PolicySolver(Solver):
         c, step = self.config, self.draw
         followed = self._followed()
         likeliest = int(c.keeps_best)
+        rows = [self.words.examples[place] for batch in batches for place in batch.index.tolist()]
+        contexts = [self.context] * c.scored
+        if c.per_input:
+            inputs = [self.policy.context(str(row[self.words.fields[0]])) for row in rows]
+            contexts = [inputs[place] for place in dealt(c.prompts, len(rows))]
         with torch.enable_grad():
-            contexts = [self.context] * c.scored
             spoken = self.policy.speak(contexts, seeded(self.seed, DRAWS, step), greedy=likeliest)
         texts = [self.policy.text(ids) for ids in spoken.ids.tolist()]
-        rewards, scores = self._tried(texts, batches, reduce, check)
+        earn = on_one if c.dealt else on_all
+        earned = earn(self.words, texts, rows, step, reduce, check, self.policy.voice.device)
+        rewards, scores = earned.reward, earned.score
         self.draw += 1
-        rows = rewards[: c.prompts].isfinite().nonzero()[:, 0]
-        if not len(rows):
+        finite = rewards[: c.prompts].isfinite().nonzero()[:, 0]
+        if not len(finite):
             return StepResult(math.nan, math.nan, {}, "loss", c.scored)
-        drawn = Spoken(spoken.ids[rows], spoken.states[rows], spoken.logits[rows])
-        wanted = rewards[rows]
-        told = self._told(drawn, wanted, scores[rows])
-        told["unscored"] = float(c.prompts - len(rows))
-        if c.normalise:
-            wanted = soft_q.normalised(wanted, c.eps)
+        drawn = Spoken(spoken.ids[finite], spoken.states[finite], spoken.logits[finite])
+        parts = told(drawn, rewards[finite], scores[finite])
+        parts["unscored"] = float(c.prompts - len(finite))
+        wanted = earned.normalised(finite, c.eps) if c.normalise else rewards[finite]
         loss = self._loss(drawn, followed, soft_q.shaped(wanted, c.shape).float())
         self.gradient.begin()
         self.gradient.share(Losses(loss), 1.0).backward()
         taken = self.gradient.update()
         if taken.applied:
             self.target = followed
-            self._note(texts, rewards.tolist(), scores.tolist(), step)
-            self.words.text = self.found[0].text if c.keeps_best else self.likeliest()
-            told["best"] = self.found[0].reward
-        return StepResult(taken.loss, taken.grad_norm, told, taken.fault, c.scored)
+            if not c.dealt:  # rewards on different rows do not compare
+                self._note(texts, rewards.tolist(), scores.tolist(), step)
+            if not c.per_input:
+                self.words.text = self.found[0].text if c.keeps_best else self.likeliest()
+            if self.found:
+                parts["best"] = self.found[0].reward
+        return StepResult(taken.loss, taken.grad_norm, parts, taken.fault, c.scored)
 
     @torch.no_grad()
     def likeliest(self) -> str:
@@ -354,20 +376,6 @@ class PolicySolver(Solver):
             return [weight.clone() for weight in weights]
         return self.target
 
-    def _tried(
-        self, texts: Sequence[str], batches: Batches, reduce: Reduce | None, check: Callable[[], None] | None
-    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-        """Mean reward and score of each text over the examples of all processes."""
-        rows = [self.words.examples[place] for batch in batches for place in batch.index.tolist()]
-        tried = self.words.tried(texts, rows, check)
-        device = self.policy.voice.device
-        sums = torch.stack([tried.reward.sum(1), tried.score.sum(1)]).detach().to(device, torch.float32)
-        count = torch.tensor(float(len(rows)), device=device)
-        if reduce is not None:
-            sums, count = reduce(sums), reduce(count)
-        rewards, scores = (sums / count).unbind()
-        return rewards, scores
-
     def _loss(self, drawn: Spoken, followed: Sequence[Tensor], rewards: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         """Both networks along the same prompts; the target's part takes no gradient."""
         c = self.config
@@ -375,21 +383,6 @@ class PolicySolver(Solver):
             target = soft_q.along(self.policy.likewise(drawn, followed), drawn.ids)
         online = soft_q.along(drawn.logits, drawn.ids)
         return soft_q.losses(c.loss, c.coefficient, online, target, rewards).mean()
-
-    @torch.no_grad()
-    def _told(self, drawn: Spoken, rewards: Float[Tensor, " k"], scores: Float[Tensor, " k"]) -> dict[str, float]:
-        """For the log; repeated tokens and few different prompts say that the policy has settled."""
-        prompts = drawn.ids.tolist()
-        return {
-            "reward": float(rewards.mean()),
-            "reward_max": float(rewards.max()),
-            "score": float(scores.mean()),
-            "score_max": float(scores.max()),
-            "entropy": float(soft_q.entropy(drawn.logits).mean()),
-            "value": float(drawn.logits[:, 0].logsumexp(-1).mean()),
-            "distinct_tokens": sum(len(set(ids)) for ids in prompts) / len(prompts),
-            "distinct_prompts": float(len({tuple(ids) for ids in prompts})),
-        }
 
     def _note(self, texts: Sequence[str], rewards: Sequence[float], scores: Sequence[float], step: int) -> None:
         """Keep the best of what was known and what is new; what is known stays as it was first tried."""

@@ -20,6 +20,9 @@ from promptuary.solvers.soft_q import likeliest, nucleus
 GAIN, BIAS = 1e-4, -1e-4
 """Of the first weights and biases (RLPrompt's code): all logits begin near 0, and the policy near uniform."""
 
+LONGEST = 256
+"""Most tokens of an input that a policy is conditioned on; our choice."""
+
 Weights = Sequence[Tensor]
 """Of the two layers: [m, h], [m], [h, m], [h]."""
 
@@ -135,6 +138,17 @@ class Policy:
             for sequence, one in zip(sequences, chosen.tolist(), strict=True):
                 sequence.append(one)
         return Spoken(spoken, torch.stack(states, 1), torch.stack(logits, 1))
+
+    def context(self, text: str) -> list[int]:
+        """Token ids of what prompts are conditioned on; of a long input the beginning.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        ids = list(self.voice.ids(text))[:LONGEST]
+        if not ids:
+            raise ConfigError(f'solver.placeholder "{text[:80]}" has no tokens; give one or more words')
+        return ids
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a prompt, with single spaces between words."""

@@ -27,7 +27,7 @@ Reading = Literal["words", "head", "text"]
 class TaskConfig(Settings):
     """Settings that every task has; a task adds its own."""
 
-    name: str = Field(description="classify, choose, regress or generate")
+    name: str = Field(description="classify, choose, regress, generate or transfer")
     template: str | None = Field(
         None, description="how an example is asked, such as '{text} It was {mask}.'; without one the fields themselves"
     )
@@ -202,6 +202,15 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
         """One example's scores as an answer."""
+
+    def measured(self, prediction: Prediction) -> Any:
+        """What metrics compare of an answer; by default the answer itself."""
+        return prediction.answer
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the settings before a run; by default nothing."""
+        return []
 
     def spoken_as(self, name: str) -> str:
         """How what an answer is called is put into words, see `names`; also of what is no answer of this task."""

@@ -367,3 +367,68 @@ def test_what_it_needs_is_asked_for_in_one_line() -> None:
 def test_it_is_known_by_its_name_and_its_helpers_are_no_solvers() -> None:
     assert registry.load("solvers", "policy") is PolicySolver
     assert not {"policy_net", "soft_q"} & set(registry.names("solvers"))
+
+
+# ---- prompts for single rows ----------------------------------------------------------------------------------------
+
+
+def by_row(words: Rewarded, **settings: Any) -> PolicySolver:
+    return solver(words, **{"rows": "batch", "dealt": True, "prompts": 4, **settings})
+
+
+def test_prompts_are_dealt_out_to_the_rows_of_a_batch() -> None:
+    words = Rewarded(length_of, examples=5)
+    made = by_row(words)
+    (result,) = go(made, 1, batch(3, 0))
+    assert words.rows == [[3], [0]]
+    assert [len(texts) for texts in words.asked] == [2, 2]
+    assert result.calls == 4
+    assert made.words.text == made.likeliest()
+    # rewards on different rows do not compare, so none is the best
+    assert made.found == []
+    assert "best" not in result.parts
+
+
+def test_the_loss_of_dealt_prompts_compares_those_of_a_row() -> None:
+    words = Rewarded(lambda text, example: length_of(text, example) + 1e4 * example["place"])
+    made = by_row(words)
+    (result,) = go(made, 1, batch(0, 1))
+    fresh = by_row(Rewarded(length_of))
+    spoken = fresh.policy.speak([fresh.context] * 4, seeded(1, 1, 0))
+    texts = [fresh.policy.text(ids) for ids in spoken.ids.tolist()]
+    net = soft_q.along(spoken.logits.detach(), spoken.ids)
+    rewards = torch.tensor([length_of(text, {"place": 0}) for text in texts]).view(2, 2)
+    z = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-4)
+    wanted = soft_q.losses("v2_v2r_v3_v3r", None, net, net, 5 * z.flatten()).mean()
+    assert result.loss == pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_a_policy_may_write_for_each_row() -> None:
+    words = Rewarded(length_of, examples=5)
+    words.examples = [{"text": f"w{place} w{place + 7}", "place": place} for place in range(5)]
+    made = by_row(words, per_input=True)
+    assert words.policy is made.policy
+    contexts = list[list[list[int]]]()
+    speak = made.policy.speak
+
+    def noted(given: Any, *more: Any, **options: Any) -> Any:
+        contexts.append([list(one) for one in given])
+        return speak(given, *more, **options)
+
+    made.policy.speak = noted  # type: ignore[method-assign]
+    before = words.text
+    go(made, 1, batch(2, 4))
+    assert contexts == [[[2, 9], [2, 9], [4, 11], [4, 11]]]
+    assert words.text == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dealt": True}, "dealt: prompts are dealt out to the rows of a batch; use rows: batch"),
+        ({"per_input": True}, "per_input: a prompt for one row is scored on that row; use dealt: true"),
+    ],
+)
+def test_rows_of_their_own_go_with_batches(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PolicyConfig.read(settings, where="solver")
