@@ -35,6 +35,8 @@ FACTS, CARD = "prompt.json", "README.md"
 IDENTITY = ("architecture", "embedding", "vectors", "tokenizer")
 """What every prompt knows of its base; `matrices` is missing where the base was quantised."""
 
+OR_CARRIED, ONLY_WORDS = ", or try its words here: --backbone, or carry=True", "; only words can be carried to another"
+
 
 def save_prompt(
     tuned: Tuned,
@@ -149,8 +151,10 @@ def load_prompt(
         known = {} if carry and "model" in changes and facts.get("text") is not None else facts["backbone"]
         values = {**known, "device": "auto", "trust_remote_code": False, **changes}
         backbone = open_backbone(settings_of(path / FACTS, BackboneConfig, values, "backbone"))
-    if not carry or facts.get("text") is None:
-        backbone.check_identity(facts["identity"], facts["backbone"]["model"])
+    words = facts.get("text") is not None
+    if not (carry and words):
+        besides = OR_CARRIED if words else ONLY_WORDS if carry else ""
+        backbone.check_identity(facts["identity"], facts["backbone"]["model"], besides)
     task = None
     if facts["task"] is not None:
         task_class = registry.load("tasks", facts["task"]["name"])

@@ -47,10 +47,14 @@ def _f1_of(label: Hashable, gold: Sequence[Hashable], predicted: Sequence[Hashab
 
 
 def macro_f1(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
-    """Mean F1 over every label that is right or was answered somewhere, each counted alike (as scikit-learn does)."""
+    """Mean F1 over every label that is right or was answered somewhere, each counted alike (as scikit-learn does).
+
+    An answer of "" is none: it is wrong, and no label of its own; our choice.
+    """
     _check(gold, predicted)
+    answered = (answer for answer in predicted if answer != "")
     # dict.fromkeys and not set: the order of a sum must not depend on string hashes
-    return float(np.mean([_f1_of(label, gold, predicted) for label in dict.fromkeys((*gold, *predicted))]))
+    return float(np.mean([_f1_of(label, gold, predicted) for label in dict.fromkeys((*gold, *answered))]))
 
 
 def f1(gold: Sequence[Any], predicted: Sequence[Any], positive: Any = None) -> float:
@@ -58,7 +62,7 @@ def f1(gold: Sequence[Any], predicted: Sequence[Any], positive: Any = None) -> f
 
     Args:
         gold: right labels.
-        predicted: answers, which may hold labels that are never right.
+        predicted: answers, which may hold labels that are never right, and "" where there was no answer.
         positive: the label that counts; without it, the second of the sorted right labels. Where only one label is
             ever right, the answers of the same type tell what the other one is.
 
@@ -69,7 +73,7 @@ def f1(gold: Sequence[Any], predicted: Sequence[Any], positive: Any = None) -> f
     if positive is None:
         labels = set(gold)
         if len(labels) == 1:
-            labels |= {answer for answer in predicted if type(answer) is type(gold[0])}
+            labels |= {answer for answer in predicted if type(answer) is type(gold[0]) and answer != ""}
         if len(labels) > 2:
             raise ValueError(f"f1 is for two labels, got {len(labels)}; use macro_f1, or say which one is positive")
         positive = max(labels)

@@ -27,7 +27,7 @@ from promptuary.backbones.base import Backbone
 from promptuary.building import open_backbone
 from promptuary.course import open_course
 from promptuary.data.collate import Row
-from promptuary.errors import ConfigError, Interrupted, OutOfMemory, TrainingDiverged
+from promptuary.errors import ConfigError, Interrupted, OutOfMemory, SpeakerError, TrainingDiverged
 from promptuary.evaluation import Evaluation
 from promptuary.joint import JointEvaluation
 from promptuary.listening import Listener, Stop
@@ -210,8 +210,11 @@ class Training:
                 done = self._finished() if resume else None
                 if done is None:
                     self.prepare(resume)
-                    yield from self._train()
-                    done = self._finish()
+                    try:
+                        yield from self._train()
+                        done = self._finish()
+                    except SpeakerError as error:
+                        raise self._unanswered(error) from None
         if self.stop.signal is not None:
             text = f"the run is finished and stands in {self.folder.path}; a stop was asked for at its very end"
             raise Interrupted(text, self.stop.signal)
@@ -257,6 +260,12 @@ class Training:
     def _stopped(self) -> Interrupted:
         text = f"stopped at step {self.progress.step} of {self.steps}; the state is saved, continue with --resume"
         return Interrupted(text, self.stop.signal or signal.SIGINT)
+
+    def _unanswered(self, error: SpeakerError) -> SpeakerError:
+        """The same, with the state on disk: what a model answered until then is not asked again."""
+        if self._saved != self.progress.step:
+            self._save()
+        return type(error)(f"{error}; the state of the run is saved, continue with --resume")
 
     def _loop(self) -> Steps:
         """Steps until the end, or until validation stops getting better."""
@@ -432,14 +441,14 @@ class Training:
             tested = self._evaluate("test", interval=True)
         except Interrupted:
             raise self._stopped() from None
-        notes = training_facts.verdict(self.progress, self.course.rate)
+        notes = training_facts.verdict(self.progress, None if self.tuned.text is not None else self.course.rate)
         for note in notes:
             self.listener.noted(note)
         facts = training_facts.result(self, tested, notes)
-        if spent := self.staging.talking.spent():
-            facts["spending"] = spent
         if self.tuned.text is not None:
             facts |= {"text": self.tuned.text, "texts": self._best_texts(tested), "history": self.solver.history}
+        if spent := self.staging.talking.spent():
+            facts["spending"] = spent
         if self.processes.is_main_process:
             self.course.save(self.folder.path, tested)
             self.folder.predictions(list(tested.rows()))

@@ -74,13 +74,13 @@ def plan(training: Training) -> dict[str, Any]:
     }
 
 
-def verdict(progress: Progress, rate: str) -> list[str]:
-    """What the numbers of the result do not say by themselves; `rate` names the setting of the learning rate."""
+def verdict(progress: Progress, rate: str | None) -> list[str]:
+    """What the numbers of the result do not say by themselves; `rate` names the setting of a learning rate, if any."""
     notes = list[str]()
     if progress.best_step == 0:
         notes.append(
             "no validation was better than the one before training, so what is saved is untrained; "
-            f"train longer, change {rate}, or validate on more rows"
+            f"train longer, {'' if rate is None else f'change {rate}, '}or validate on more rows"
         )
     if progress.skipped:
         notes.append(f"{progress.skipped} of {progress.step} steps were not finite and were skipped")

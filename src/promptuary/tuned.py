@@ -22,7 +22,7 @@ from promptuary.backbones.base import Backbone
 from promptuary.baselines.base import Baseline
 from promptuary.data.augment import AugmentConfig
 from promptuary.data.collate import Row, collate
-from promptuary.errors import ConfigError
+from promptuary.errors import ConfigError, SiteError
 from promptuary.files import digest_of
 from promptuary.judging import Judging
 from promptuary.matching import class_matrix, match
@@ -70,6 +70,7 @@ class Tuned(nn.Module):
         Raises:
             ConfigError: the family cannot read what the task reads, or text and prompt exceed its positions; or the
                 weights of the backbone are no longer those that it was loaded with.
+            SiteError: the backbone has none of the places that the method uses.
         """
         super().__init__()
         if not backbone.frozen:
@@ -84,6 +85,8 @@ class Tuned(nn.Module):
                 f"method {method.name} is for {' and '.join(sorted(method.modalities))}, and the examples of the "
                 f"{backbone.name} family are {backbone.modality}s; choose another method or model"
             )
+        if method is not None and method.sites and not method.sites & backbone.sites:
+            raise SiteError(backbone.lacks(*method.sites))
         self.baseline = baseline
         words_at = None if method is None else method.words_at
         self._asking = None if task is None else Asking(backbone, task, max_length, words_at)

@@ -320,8 +320,8 @@ class Backbone(abc.ABC):
         """A hash of what prepares the input."""
         return load.tokenizer_hash(self.tokenizer)
 
-    def check_identity(self, expected: dict[str, str], trained_on: str) -> None:
-        """Compare with the identity that a prompt was trained on.
+    def check_identity(self, expected: dict[str, str], trained_on: str, besides: str = "") -> None:
+        """Compare with the identity that a prompt was trained on; `besides` ends the message.
 
         Raises:
             FingerprintError: says what differs and names both models.
@@ -332,7 +332,7 @@ class Backbone(abc.ABC):
             raise FingerprintError(
                 f'this prompt was trained on "{trained_on}" and does not fit "{self.config.model}": '
                 f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; "
-                "load it with the base it was trained on"
+                f"load it with the base it was trained on{besides}"
             )
 
     # ---- text to ids ------------------------------------------------------------------------------------------------

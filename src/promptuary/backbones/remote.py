@@ -210,7 +210,7 @@ class Remote(Backbone):
         """Log-probabilities of the label words where the endpoint tells them, else 0 for the answer, -20 for the rest.
 
         The answer is the label that is written, or that alone stands in what is written. Where there is none, all
-        labels have the same score, and `reader` counts it.
+        labels score -inf, so that the row is wrong, and `reader` counts it.
         """
         ids = candidates.ids.expand(len(batch), -1, -1).tolist()
         mask = candidates.mask.expand(len(batch), -1, -1)
@@ -227,7 +227,7 @@ class Remote(Backbone):
             place = self.reader.label(None if reply is None else reply.text, words)
             if place is None:
                 self.speaker.account.note("unparsed")
-                scores.append([0.0] * len(words))
+                scores.append([-math.inf] * len(words))
             else:
                 assert reply is not None
                 scores.append(label_scores(place, words, reply.tops))

@@ -199,6 +199,11 @@ def _servable(tuned: Tuned) -> Any:
         raise NotFoldable("there is no prompt to export: this is the frozen model alone")
     if tuned.method.own_scores:
         raise NotFoldable(f"a prompt of {tuned.method.name} reads answers by itself, and vLLM gives text only")
+    if tuned.method.text is not None:
+        raise NotFoldable(
+            f"this prompt is words, which need no export: write {tuned.method.text!r} into the requests, where the "
+            "template has its {prompt}"
+        )
     if tuned.backbone.answer_at != "end":
         raise NotFoldable(
             f"vLLM takes prompt_embeds for decoder-only models, and this base is of the {tuned.backbone.name} family; "

@@ -28,6 +28,9 @@ POINTED = 1200
 CONFUSIONS = 12
 """How many confusions are listed; our choice."""
 
+UNREAD = "(no label)"
+"""What stands for the answers that are none."""
+
 NAME = 60
 """Most characters of a label that are shown; our choice."""
 
@@ -100,14 +103,15 @@ class ByClass:
 
 
 def by_class(gold: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> ByClass:
-    """Count right labels against given ones.
+    """Count right labels against given ones. An answer of "" is no label; where there is one, it has its own column.
 
     Raises:
         ValueError: as `metrics.confusion`.
     """
-    counts = metrics.confusion(gold, answers, labels)
-    accuracies = metrics.per_class_accuracy(gold, answers, labels)
-    names = [said(label, NAME) for label in labels]
+    told = labels if "" in labels or "" not in answers else (*labels, "")
+    counts = metrics.confusion(gold, answers, told)
+    accuracies = metrics.per_class_accuracy(gold, answers, told)
+    names = [said(label, NAME) for label in labels] + [UNREAD] * (len(told) - len(labels))
     examples = counts.sum(1)
     there = [place for place in range(len(labels)) if examples[place]]
     # the worst first; among equals those with more examples

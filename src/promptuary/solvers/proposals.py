@@ -85,6 +85,9 @@ class ProposalsSolver(Solver):
 
         Returns:
             Minus the highest reward of the step as its loss; there is no gradient.
+
+        Raises:
+            ConfigError: that was the last step, and no proposal fitted into the model.
         """
         examples = [self.words.examples[int(place)] for batch in batches for place in batch.index]
         found = [self.words.proposal(self.number + more) for more in range(self.population)]
@@ -102,6 +105,11 @@ class ProposalsSolver(Solver):
         self.words.text = self.best
         self.number += len(found)
         self._done = len(texts) < len(found)
+        if self._done and self.standing[1] == -math.inf:
+            raise ConfigError(
+                f"none of the {self.number - found.count(None)} texts fits into the model together with the examples; "
+                "shorten them, or lower data.max_length"
+            )
         parts = {
             "reward_mean": float(rewards.mean()),
             "reward_max": float(rewards[first]),

@@ -15,7 +15,7 @@ from torch import Tensor
 from promptuary.data.check import as_text
 from promptuary.errors import ConfigError, DataError
 from promptuary.tasks.base import Filled, Task, TaskConfig, seen
-from promptuary.tasks.classify import best, softmax
+from promptuary.tasks.classify import chosen
 from promptuary.types import Batch, Prediction
 
 
@@ -136,7 +136,6 @@ class Choose(Task):
         return torch.nn.functional.cross_entropy(scores.float(), batch.target, reduction="sum")
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
-        """The best choice; choices that only pad the batch are left out."""
+        """The best choice; choices that only pad the batch are left out. As `chosen` for what is no answer."""
         choices = self.choices(example)
-        mine = scores[: len(choices)]
-        return Prediction(choices[best(mine)], dict(zip(choices, softmax(mine), strict=True)))
+        return chosen(choices, scores[: len(choices)])

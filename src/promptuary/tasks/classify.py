@@ -174,13 +174,24 @@ class Classify(Task):
         return self.settings.label_template.replace("{}", spoken(name))
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
-        """The best label, and probabilities among the labels."""
-        return Prediction(self.labels[best(scores)], dict(zip(self.labels, softmax(scores), strict=True)))
+        """The best label, and probabilities among the labels; as `chosen` for what is no answer."""
+        return chosen(self.labels, scores)
 
 
 def spoken(label: str) -> str:
     """A label as words: `order_status` -> `order status`."""
     return label.replace("_", " ").replace("-", " ").strip() or label
+
+
+def chosen(labels: Sequence[str], scores: Sequence[float]) -> Prediction:
+    """The best of some labels, and probabilities among them.
+
+    Where all are impossible, as when a model that is talked to answers with no label at all, the answer is "", which is
+    no label, and every probability 0: it is wrong whatever the right label is.
+    """
+    if all(score == -math.inf for score in scores):
+        return Prediction("", dict.fromkeys(labels, 0.0))
+    return Prediction(labels[best(scores)], dict(zip(labels, softmax(scores), strict=True)))
 
 
 def best(scores: Sequence[float]) -> int:
@@ -189,7 +200,7 @@ def best(scores: Sequence[float]) -> int:
 
 
 def softmax(scores: Sequence[float]) -> list[float]:
-    """Probabilities; -inf counts as impossible."""
+    """Probabilities; -inf counts as impossible, and at least one is possible."""
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
     total = sum(weights)

@@ -107,6 +107,8 @@ class Regress(Task):
         return -(torch.stack([1 - goal, goal], dim=1) * torch.log_softmax(scores, dim=1)).sum()
 
     def decode(self, scores: list[float], example: Mapping[str, Any]) -> Prediction:
-        """Back to the scale of the data."""
+        """Back to the scale of the data; the middle of it where both words are impossible, as for what is no answer."""
+        if self.reading == "words" and all(score == -math.inf for score in scores):
+            return Prediction((self.low + self.high) / 2)
         part = scores[0] if self.reading == "head" else softmax(scores)[1]
         return Prediction(self.low + part * (self.high - self.low))

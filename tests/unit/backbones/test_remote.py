@@ -14,12 +14,14 @@ import speaking_server as server
 from promptuary import registry
 from promptuary.backbones.base import BackboneConfig
 from promptuary.backbones.remote import FAR, Remote, byte_tokenizer, label_scores
-from promptuary.building import open_backbone
+from promptuary.building import build_method, open_backbone
 from promptuary.config import build
 from promptuary.data.collate import collate
 from promptuary.errors import BudgetExceeded, ConfigError, SiteError
+from promptuary.report.matrix import UNREAD, by_class
 from promptuary.tuned import Tuned
 from promptuary.types import Piece, Prompt
+from promptuary.wording import Wording
 from speaking_server import KEY, Chat, chatting
 
 LABELS = {"bad": "negative", "good": "positive"}
@@ -163,13 +165,38 @@ def test_scores_put_the_answer_first_whatever_the_first_tokens_are() -> None:
     assert label_scores(0, ["a", "ab"], [("a", -0.1)]) == [0.0, FAR]  # begins both
 
 
-def test_answers_that_are_no_label_score_alike_and_are_counted(chat: Chat, remote: Callable[..., Remote]) -> None:
+def test_answers_that_are_no_label_are_wrong_and_are_counted(chat: Chat, remote: Callable[..., Remote]) -> None:
     chat.faults = [server.says("no idea"), server.says(""), server.says("I'm sorry, but I can't do that.")]
     backbone = remote(parallel=1)
     found = Tuned(backbone, task()).predict(["one", "two", "three"])
-    assert [set(one.scores.values()) for one in found] == [{0.5}] * 3
+    assert [one.answer for one in found] == [""] * 3
+    assert [one.scores for one in found] == [{"bad": 0.0, "good": 0.0}] * 3
     reader = backbone.reader
     assert (reader.asked, reader.unparsed, reader.empty, reader.refused) == (3, 1, 1, 1)
+
+
+def test_no_label_is_wrong_whatever_the_right_one_is(chat: Chat, remote: Callable[..., Remote]) -> None:
+    """The first of the labels has no advantage; scores, rewards and the report go on."""
+    chat.script = lambda request: "no idea" if "awful" in request["messages"][-1]["content"] else "positive"
+    method = build_method(registry.load("methods", "manual").Config(), remote().shape)
+    tuned = Tuned(remote(), task(metrics=["accuracy", "macro_f1", "f1", "matthews"]), method)
+    found = promptuary.evaluate(tuned, EXAMPLES)
+    assert found.scores["accuracy"] == 0.5
+    assert found.scores["macro_f1"] == 0.5  # of "bad" 0, of "good" 1; no label is no class of its own
+    assert all(math.isfinite(value) for value in found.scores.values())
+    assert [row["answer"] for row in found.rows()[:2]] == ["", "good"]
+    tried = Wording(tuned, EXAMPLES, EXAMPLES).tried(["", "say it"], EXAMPLES[:2])
+    # what is no label is no worse than a tie, and no better
+    assert tried.reward.tolist() == [[0.0, pytest.approx(1.0)]] * 2
+    assert tried.score.tolist() == [[0.0, 1.0]] * 2
+    classes = by_class(found.gold, [one.answer for one in found.predictions], list(LABELS))
+    assert (classes.count, classes.without) == (2, 0)
+    assert [(one.true, one.given, one.count) for one in classes.confusions] == [("bad", UNREAD, 3)]
+    chooser = registry.load("tasks", "choose")
+    choose = chooser(chooser.Config.read({"template": "{question}", "fields": ["question"]}, where="task"))
+    asked = {"question": "An awful", "choices": ["red", "blue"]}
+    (none,) = Tuned(remote(), choose).predict([asked])
+    assert (none.answer, set(none.scores.values())) == ("", {0.0})
 
 
 def test_choices_of_each_example_are_scored(chat: Chat, remote: Callable[..., Remote]) -> None:

@@ -56,6 +56,13 @@ def tuned(
     return shaken(found.initialise(torch.Generator().manual_seed(1)))
 
 
+def test_words_are_refused_since_a_server_takes_them_as_text(tmp_path: Path) -> None:
+    spoken = tuned(tmp_path, method="manual")
+    with pytest.raises(NotFoldable, match="this prompt is words, which need no export: write 'was it good' into"):
+        exports.vllm.write(spoken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def shaken(found: Tuned) -> Tuned:
     for group in found.trained():
         group.parameter.data += 0.5 * torch.randn(group.parameter.shape, generator=torch.Generator().manual_seed(2))

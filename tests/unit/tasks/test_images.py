@@ -145,7 +145,7 @@ class Reads:
 def asking(**settings: Any) -> Asking:
     reads: Any = Reads()
     made = Asking.__new__(Asking)
-    made.backbone, made.task, made.max_length, made.word_ids = reads, task(**settings), 8, []
+    made.backbone, made.task, made.max_length, made.word_ids, made.words_at = (reads, task(**settings), 8, [], None)
     return made
 
 
