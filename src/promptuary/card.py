@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from promptuary import asking
 from promptuary.errors import FileFormatError
 from promptuary.tuned import Tuned
 
@@ -69,11 +70,13 @@ def write(tuned: Tuned, facts: Mapping[str, Any]) -> str:
         eval_results=_results(tuned, facts["metrics"], data) or None,
     )
     offset = f" and an offset for the first {tuned.offset_rows} positions of the text" if tuned.offset_rows else ""
-    known = (
-        "It was rebuilt from partial sources; its card in the documentation says what is known and what is our choice."
-        if method.reconstructed
-        else "It follows the published description."
-    )
+    published = method.paper != "none"
+    known = "It follows the published description.\n" if published else ""
+    if method.reconstructed:
+        known = (
+            "It was rebuilt from partial sources; its card in the documentation says what is known and what is our "
+            "choice.\n"
+        )
     scores = "\n".join(f"- {metric}: {value:.4f}" for metric, value in facts["metrics"].items())
     return f"""---
 {_yaml(front)}
@@ -81,10 +84,14 @@ def write(tuned: Tuned, facts: Mapping[str, Any]) -> str:
 
 # {name}
 
-{method.title} ({method.paper}), {_size(facts)},
+{method.title}{f" ({method.paper})" if published else ""}, {_size(facts)},
 {facts["added_tokens"]} added positions{offset}.
+<<<<<<< HEAD
 {known}
 The base model is unchanged and is not in this folder.
+=======
+{known}The base model is unchanged and is not in this folder.
+>>>>>>> f195a3406cfb961f3ccb764d8004f54b097df930
 {_words(tuned, facts)}
 ## Use
 
@@ -165,6 +172,7 @@ def _size(facts: Mapping[str, Any]) -> str:
 
 
 def _words(tuned: Tuned, facts: Mapping[str, Any]) -> str:
+<<<<<<< HEAD
     """The text of a prompt of words, in a fence that is longer than any in it; or what writes it for each input."""
     if tuned.spoken is not None:
         return (
@@ -172,11 +180,21 @@ def _words(tuned: Tuned, facts: Mapping[str, Any]) -> str:
             f"for each input, which stand at the template's `{{prompt}}`; its voice is "
             f"{public_name(tuned.spoken.model)}.\n"
         )
+=======
+    """The text of a prompt of words, in a fence that is longer than any in it."""
+>>>>>>> f195a3406cfb961f3ccb764d8004f54b097df930
     text = facts.get("text")
     if text is None:
         return ""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"\nThe prompt, which stands at the template's `{{prompt}}`:\n\n{fence}text\n{text}\n{fence}\n"
+    where = "wherever you put it"
+    if tuned.has_task and asking.PLACE in tuned.task.template.slots:
+        where = "at the template's `{prompt}`"
+    elif tuned.has_task:
+        where = (
+            "right before the answer" if tuned.asking.words_at == "end" else "before everything, in a line of its own"
+        )
+    return f"\nThe prompt, which stands {where}:\n\n{fence}text\n{text}\n{fence}\n"
 
 
 def _use(tuned: Tuned) -> str:

@@ -130,7 +130,9 @@ def test_words_from_the_run_file_to_another_family(write: Write, models: Path, t
     assert inspected["history"][0]["step"] == 0
     assert trained["text"] in here("inspect", out).err
     card = (out / "prompt" / "README.md").read_text(encoding="utf-8")
-    assert trained["text"] in card
+    assert f"before everything, in a line of its own:\n\n```text\n{trained['text']}\n```" in card
+    assert "(none)" not in card
+    assert "published" not in card
 
     for other in ("t5", "gpt2"):
         carried = here("evaluate", out, "--backbone", models / other, "--json")
