@@ -86,12 +86,7 @@ def write(tuned: Tuned, facts: Mapping[str, Any]) -> str:
 
 {method.title}{f" ({method.paper})" if published else ""}, {_size(facts)},
 {facts["added_tokens"]} added positions{offset}.
-<<<<<<< HEAD
-{known}
-The base model is unchanged and is not in this folder.
-=======
 {known}The base model is unchanged and is not in this folder.
->>>>>>> f195a3406cfb961f3ccb764d8004f54b097df930
 {_words(tuned, facts)}
 ## Use
 
@@ -172,7 +167,6 @@ def _size(facts: Mapping[str, Any]) -> str:
 
 
 def _words(tuned: Tuned, facts: Mapping[str, Any]) -> str:
-<<<<<<< HEAD
     """The text of a prompt of words, in a fence that is longer than any in it; or what writes it for each input."""
     if tuned.spoken is not None:
         return (
@@ -180,9 +174,6 @@ def _words(tuned: Tuned, facts: Mapping[str, Any]) -> str:
             f"for each input, which stand at the template's `{{prompt}}`; its voice is "
             f"{public_name(tuned.spoken.model)}.\n"
         )
-=======
-    """The text of a prompt of words, in a fence that is longer than any in it."""
->>>>>>> f195a3406cfb961f3ccb764d8004f54b097df930
     text = facts.get("text")
     if text is None:
         return ""
