@@ -5,18 +5,25 @@ Knows no test.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
 import torch
-from jaxtyping import install_import_hook
+
+import shapes
+
+# what is compiled once is kept, also by the processes that tests start: a new checkout has no bytecode of the library
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # shapes in signatures are checked here and cost users nothing
-install_import_hook(["promptuary.methods", "promptuary.prompts", "promptuary.backbones"], "beartype.beartype")
+shapes.install(["promptuary.methods", "promptuary.prompts", "promptuary.backbones"])
 
 torch.set_num_threads(1)
 
@@ -28,3 +35,9 @@ hypothesis.settings.load_profile("here")
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
+
+
+def pytest_collection_finish() -> None:
+    """A million objects of modules and tests stay to the end: the collector need not walk them again and again."""
+    gc.collect()
+    gc.freeze()
