@@ -24,6 +24,7 @@ EXTRAS = {
     "plots": "matplotlib",
     "peft": "peft",
     "blackbox": "cma",
+    "llm": "openai",
     "test": "pytest",
     "docs": "sphinx",
 }

@@ -158,6 +158,10 @@ def test_a_method_is_exported_exactly_when_peft_has_a_place_for_it(method: str, 
         return
     made = adapted("llama", method)
     assert made.method is not None
+    if made.text is not None:
+        assert "this prompt is words" in refusal(lambda: exports.write(made, tmp_path / "p"), NotFoldable)
+        assert not (tmp_path / "p").exists()
+        return
     if made.method.depends:
         assert "depends on the text" in refusal(lambda: exports.write(made, tmp_path / "p"), NotFoldable)
         return

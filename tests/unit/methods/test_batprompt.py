@@ -19,7 +19,7 @@ from promptuary.errors import ConfigError, Interrupted
 from promptuary.methods.batprompt import BATprompt, BATpromptConfig
 from promptuary.perturbing.perturb import perturbed
 from promptuary.seeds import seeded
-from promptuary.staging import Staging
+from promptuary.talking import Talking
 from promptuary.training import Listener, Training, train
 from promptuary.wording import Wording
 from talking import Script
@@ -39,10 +39,10 @@ def speakers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Script]:
     """Every role is played by a script."""
     opened: dict[str, Script] = {}
 
-    def speaker(self: Staging, config: Any, role: str) -> Script:
+    def speaker(self: Talking, config: Any, role: str) -> Script:
         return opened.setdefault(role, Script(said))
 
-    monkeypatch.setattr(Staging, "_speaker", speaker)
+    monkeypatch.setattr(Talking, "speaker", speaker)
     return opened
 
 

@@ -17,7 +17,7 @@ from promptuary.config import load_run
 from promptuary.errors import ConfigError
 from promptuary.methods.grips import Grips, GripsConfig
 from promptuary.solvers.rewriting.phrases import phrases
-from promptuary.staging import Staging
+from promptuary.talking import Talking
 from promptuary.training import Listener, Training, train
 from talking import Script
 
@@ -58,11 +58,11 @@ def test_a_run_edits_the_words_and_ends_when_its_patience_does(tmp_path: Path) -
 def test_paraphrases_come_from_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(lambda question, place: "never cold")
 
-    def speaker(self: Staging, config: Any, role: str) -> Script:
+    def speaker(self: Talking, config: Any, role: str) -> Script:
         assert (config.model, role) == ("small", "paraphraser")
         return script
 
-    monkeypatch.setattr(Staging, "_speaker", speaker)
+    monkeypatch.setattr(Talking, "speaker", speaker)
     run = load_run(settings(tmp_path, model={"model": "small"}, operations=["paraphrase"], patience=5, rounds=8))
     result = train(run, backbone=tiny.backbone("causal"))
     assert script.calls >= 5 * 5
