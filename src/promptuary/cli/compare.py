@@ -76,10 +76,8 @@ def _all(ledger: Ledger, workers: int, *, as_json: bool) -> None:
         console.emit({"out": str(ledger.path), **content})
     if content["failed"]:
         first = content["failed"][0]
-        console.say(
-            f"error: {len(content['failed'])} of {content['runs']} runs failed, first {first['unit']}: {first['error']}; "
-            "mend it and add --retry-failed"
-        )
+        many = f"{len(content['failed'])} of {content['runs']} runs failed"
+        console.say(f"error: {many}, first {first['unit']}: {first['error']}; mend it and add --retry-failed")
         raise typer.Exit(1)
 
 
