@@ -5,7 +5,6 @@ Run as a program: imports the library once and forks a process for each worker, 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 import tiny
 import toy
 
+BOTH = ["prompts", "bitfit"]
 OTHER = ("seconds_per_step_median", "train_seconds", "peak_memory_bytes", "command")
 """What differs between two runs that are the same."""
 
@@ -106,6 +106,16 @@ def _crowd(where: Path, out: str, sampler: str, deaths: list[int], workers: int,
 
     values, log = settings(where, out, sampler), where / f"{out}.log"
     values["methods"] = {name: values["methods"][name] for name in methods}
+    if not workers:  # in this process, so that those that are forked find everything imported
+        from accelerate import PartialState
+
+        from promptuary.comparing import work
+
+        ledger = Ledger(load_job({**values, "seeds": [0], "tuning": {**values["tuning"], "trials": 1}}))
+        ledger.open()
+        work.Worker(ledger, lambda text: None).work()
+        PartialState._reset_state()
+        return {}
     codes = [os.waitstatus_to_exitcode(os.waitpid(_worker(values, log, at), 0)[1]) for at in deaths]
     pids = [_worker(values, log, None) for _ in range(workers)]
     codes += [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -116,10 +126,9 @@ def _crowd(where: Path, out: str, sampler: str, deaths: list[int], workers: int,
 if __name__ == "__main__":
     import torch
 
-    importlib.import_module("promptuary.comparing.work")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
-        settings(root)
+        _crowd(root, "warm", "tpe", [], 0, BOTH)
         asked: dict[str, list[Any]] = json.loads(sys.argv[1])
         print(json.dumps({name: _crowd(root, name, *one) for name, one in asked.items()}))
