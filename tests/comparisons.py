@@ -89,7 +89,7 @@ def _worker(values: Mapping[str, Any], log: Path, dies_at: int | None) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         training.Training._finish = finish  # type: ignore[method-assign]
-        work._Orphan.stepped = stepped  # type: ignore[method-assign]
+        work.Watch.stepped = stepped  # type: ignore[method-assign]
         ledger = Ledger(load_job(values))
         ledger.open()
         work.Worker(ledger, lambda text: None).work()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import comparisons
 import toy
-from promptuary import files
+from promptuary import files, memory
 from promptuary.comparing import tuning, work
 from promptuary.comparing.job import Group, Job, load_job
 from promptuary.comparing.ledger import Ledger, Unit
@@ -22,6 +25,7 @@ from promptuary.comparing.summary import summarise
 from promptuary.config import load_run
 from promptuary.course import Course
 from promptuary.errors import ConfigError, Interrupted
+from promptuary.listening import Stop
 from promptuary.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +117,7 @@ def test_a_stop_between_steps_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         if steps[0] == 6:
             self.stop.request()
 
-    monkeypatch.setattr(work._Orphan, "stepped", stepped)
+    monkeypatch.setattr(work.Watch, "stepped", stepped)
     with pytest.raises(Interrupted, match="step 2 of 4"):
         worked(values)
     assert summarise(Ledger(load_job(values)))["left"] == 2
@@ -411,3 +415,33 @@ def test_groups_are_told_apart_by_their_labels() -> None:
     one, two = (Group("b", "t", name, "all", {}, {}, 0) for name in ("x", "y"))
     assert one != two
     assert one.block == two.block
+
+
+# ---- looking on -----------------------------------------------------------------------------------------------------
+
+
+def test_a_long_run_says_how_far_it_is_and_a_run_that_nobody_wants_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    stop = Stop()
+    watch = work.Watch("a run", said.append, stop, os.getppid())
+    row = {"step": 3, "steps": 9}
+    watch.stepped(row)
+    assert said == []
+    assert stop.signal is None
+    watch.told -= work.EVERY + 1
+    watch.stepped(row)
+    watch.stepped(row)
+    assert said == ["a run: step 3 of 9"]
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    watch.stepped(row)
+    assert stop.signal == signal.SIGTERM
+
+
+def test_the_peak_of_memory_can_be_forgotten() -> None:
+    cpu = torch.device("cpu")
+    large = torch.ones(2**26)
+    high = memory.peak(cpu)
+    del large
+    memory.forget_peak(cpu)
+    if Path("/proc/self/clear_refs").exists():
+        assert memory.peak(cpu) < high - 2**27

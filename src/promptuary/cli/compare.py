@@ -66,7 +66,8 @@ def _all(ledger: Ledger, workers: int, *, as_json: bool) -> None:
     except Interrupted as stopped:
         content = summarise(ledger)
         raise Interrupted(
-            f"{stopped}; {content['finished']} of {content['runs']} runs are finished, the same command goes on",
+            "stopped, and what was under way is saved; "
+            f"{content['finished']} of {content['runs']} runs are finished, the same command goes on",
             stopped.exit_code - 128,
         ) from None
     content = summarise(ledger)

@@ -30,19 +30,28 @@ from promptuary.metrics import METRICS
 from promptuary.run import BaselineRun, Run
 from promptuary.training import Result, train
 
+EVERY = 30.0
+"""Seconds between two lines on a run that is under way (our choice)."""
+
 PAUSE = 0.2
 """Seconds between looks at what other processes have in hand (our choice)."""
 
 
-class _Orphan(Listener):
-    """Asks for a stop when the process that started this one is gone."""
+class Watch(Listener):
+    """Looks at a run as it goes: says now and then how far it is, and stops it when nobody wants it any more."""
 
-    def __init__(self, stop: Stop, parent: int | None) -> None:
-        self.stop, self.parent = stop, parent
+    def __init__(self, name: str, tell: Callable[[str], None], stop: Stop, parent: int | None) -> None:
+        """Of one run; `parent` is the process without which it is to stop."""
+        self.name, self.tell, self.stop, self.parent = name, tell, stop, parent
+        self.told = time.monotonic()
 
     def stepped(self, row: Mapping[str, Any]) -> None:
+        """After each step."""
         if self.parent is not None and os.getppid() != self.parent:
             self.stop.request(signal.SIGTERM)
+        if time.monotonic() - self.told > EVERY:
+            self.told = time.monotonic()
+            self.tell(f"{self.name}: step {row['step']} of {row['steps']}")
 
 
 class Worker:
@@ -115,7 +124,7 @@ class Worker:
             folder = ledger.trial_folder(unit.group) / f"trial-{number:03}--seed-{seed}--{run.hash()[:8]}"
             folders.append(folder)
             try:
-                facts = self._run(run.model_copy(update={"out": str(folder)}), tested=False).facts
+                facts = self._run(unit, run.model_copy(update={"out": str(folder)}), tested=False).facts
             except (Interrupted, StorageError, MissingExtra):
                 raise
             except PromptuaryError as raised:
@@ -143,7 +152,7 @@ class Worker:
         run = self.ledger.run(unit)
         assert run is not None
         try:
-            facts = self._run(run).facts
+            facts = self._run(unit, run).facts
         except (Interrupted, StorageError, MissingExtra):
             raise
         except PromptuaryError as error:
@@ -155,12 +164,13 @@ class Worker:
         primary = facts["primary_metric"]
         return f"{primary} {facts['metrics'][primary]:.4f}"
 
-    def _run(self, run: Run | BaselineRun, *, tested: bool = True) -> Result:
+    def _run(self, unit: Unit, run: Run | BaselineRun, *, tested: bool = True) -> Result:
         """A run, from where it stands."""
         stop = Stop(hard=True)
         memory.forget_peak(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         base = None if isinstance(run, BaselineRun) else self._base(run)
-        return train(run, resume=True, listener=_Orphan(stop, self.parent), backbone=base, stop=stop, tested=tested)
+        watch = Watch(str(unit), self.tell, stop, self.parent)
+        return train(run, resume=True, listener=watch, backbone=base, stop=stop, tested=tested)
 
     def _base(self, run: Run) -> Backbone:
         """The frozen model of a run; the one before stays loaded as long as it is the same."""
