@@ -157,9 +157,9 @@ def load_prompt(
         backbone.check_identity(facts["identity"], facts["backbone"]["model"], besides)
     task = None
     if facts["task"] is not None:
-        task_class = registry.load("tasks", facts["task"]["name"])
+        task_class = registry.known("tasks", facts["task"]["name"])
         task = task_class(settings_of(path / FACTS, task_class.Config, facts["task"], "task"))
-    method_class = registry.load("methods", facts["method"])
+    method_class = registry.known("methods", facts["method"])
     # sizes were settled when it was saved
     values = {**facts["method_config"], "match_length": None}
     config = settings_of(path / FACTS, method_class.Config, values, "method")

@@ -157,8 +157,8 @@ class Course:
         return with_new(found, other, self.primary)
 
     def save(self, folder: Path, tested: Any) -> None:
-        """Write what was learnt as it is now, with its test scores in the card."""
-        scores = {f"test {name}": score for name, score in tested.scores.items()}
+        """Write what was learnt as it is now, with its test scores, if there are any, in the card."""
+        scores = {} if tested is None else {f"test {name}": score for name, score in tested.scores.items()}
         if self.learner.baseline is not None:
             weights.save_weights(self.learner, folder / self.folders[0], metrics=scores)
             return
@@ -270,7 +270,7 @@ class JointCourse:
     def save(self, folder: Path, tested: Any) -> None:
         """Write the prompt of every task."""
         for name, one in self.courses.items():
-            one.save(folder, tested.tasks[name])
+            one.save(folder, None if tested is None else tested.tasks[name])
 
     def reload(self, folder: Path) -> None:
         """The prompts as they were written."""

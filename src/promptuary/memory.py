@@ -5,10 +5,12 @@ Knows no model, and nothing of what is made smaller.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -39,6 +41,14 @@ def attempt(call: Callable[[], T]) -> T | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak` count from here on, where the system can do that; what is in use now counts in any case."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # Linux alone has it, and a container may forbid it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak(device: torch.device) -> int:

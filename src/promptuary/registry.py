@@ -6,13 +6,16 @@ Knows nothing about what the classes do; importing a name imports just that one 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from promptuary.errors import ConfigError
@@ -83,7 +86,7 @@ def names(kind: str) -> list[str]:
 
 @cache
 def load(kind: str, name: str) -> Any:
-    """The class behind a name, or behind `package.module:Class`.
+    """The class behind a name, or behind `package.module:Class` or `folder/file.py:Class`, whose code is then run.
 
     Raises:
         ConfigError: no such name (with the nearest one), or the file does not hold exactly one final class.
@@ -117,12 +120,51 @@ def load(kind: str, name: str) -> Any:
     return _checked(final[0], base, name)
 
 
+def known(kind: str, name: str) -> Any:
+    """The class behind a name that stood in a file which may be anybody's: no code is run because it says so.
+
+    Raises:
+        ConfigError: as `load`, or the name is a place to import from.
+    """
+    if ":" in name:
+        raise ConfigError(
+            f'"{name}" would run code that a saved file names; import it yourself and registry.add("{kind}", Class)'
+        )
+    return load(kind, name)
+
+
 def _attribute(target: str) -> Any:
-    module, _, attribute = target.partition(":")
+    module, _, attribute = target.rpartition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(_file(Path(module)) if module.endswith(".py") else importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f'cannot import "{target}": {error}') from error
+
+
+def _file(path: Path) -> ModuleType:
+    """A file as a module, under a name that no other file has; read once.
+
+    Raises:
+        ConfigError: there is no such file, or it is no Python.
+    """
+    whole = path.resolve()
+    name = f"promptuary_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, whole)
+    if spec is None or spec.loader is None or not whole.is_file():
+        raise ConfigError(f"{path} does not exist; give the file of a class as folder/file.py:Class")
+    module = importlib.util.module_from_spec(spec)
+    # known before it runs: its own classes are looked up by the name of their module
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError):
+            raise ConfigError(f"{path}, line {error.lineno}: {error.msg}; mend the file") from None
+        raise
+    return module
 
 
 def _checked(found: Any, base: type, name: str) -> Any:

@@ -193,20 +193,23 @@ class RunFolder:
         """Write result.json."""
         files.write_json(self.path / "result.json", dict(content))
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self, *, tested: bool = True) -> dict[str, Any] | None:
         """What result.json says, if the run wrote everything: it comes last, but parts may have been deleted since.
 
         One that is damaged is as none: the end of the run is done again from its last checkpoint.
+
+        Args:
+            tested: whether a run that left the test split alone is unfinished.
         """
-        parts = [self.path / name for name in ("result.json", "predictions.jsonl")]
-        whole = all(part.is_file() for part in parts) and all(
-            any((folder / name).is_file() for name in LEARNT) for folder in self.prompts
-        )
+        whole = all(any((folder / name).is_file() for name in LEARNT) for folder in self.prompts)
         try:
-            facts = files.read_json(parts[0]) if whole else {}
+            facts = files.read_json(self.path / "result.json") if whole else {}
         except FileFormatError:
             return None
-        return facts if isinstance(facts.get("metrics"), dict) else None
+        untested = facts.get("tested") is False
+        if not isinstance(facts.get("metrics"), dict) or (untested and tested):
+            return None
+        return facts if untested or (self.path / "predictions.jsonl").is_file() else None
 
     def predictions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write predictions.jsonl."""

@@ -79,6 +79,7 @@ def train(
     listener: Listener | None = None,
     backbone: Backbone | None = None,
     stop: Stop | None = None,
+    tested: bool = True,
 ) -> Result:
     """Train a prompt and write its run folder.
 
@@ -90,6 +91,8 @@ def train(
         backbone: a loaded base to use instead of loading `run.backbone` (for several runs in one process; not for a
             baseline, which changes its weights).
         stop: asks for a stop from outside. SIGINT, SIGTERM and SIGHUP ask for one in any case (main thread only).
+        tested: false leaves the test split unanswered, as choosing settings should: `result.json` says so, its
+            `metrics` are empty and there are no predictions. Resuming with true does the test later.
 
     Raises:
         PromptuaryError: one line on what is wrong; `Interrupted` after a stop, `TrainingDiverged` and `OutOfMemory`
@@ -103,7 +106,7 @@ def train(
         RunFolder(run.out).check(run, resume=resume, fresh=fresh)
     stop = stop or Stop()
     with loading(stop):
-        training = Training(run, listener or Listener(), backbone, stop)
+        training = Training(run, listener or Listener(), backbone, stop, tested=tested)
         stop.loaded()
         return training.run(resume=resume, fresh=fresh)
 
@@ -133,10 +136,16 @@ class Training:
     """One run while it happens."""
 
     def __init__(
-        self, run: AnyRun, listener: Listener, backbone: Backbone | None = None, stop: Stop | None = None
+        self,
+        run: AnyRun,
+        listener: Listener,
+        backbone: Backbone | None = None,
+        stop: Stop | None = None,
+        *,
+        tested: bool = True,
     ) -> None:
-        """Load everything; nothing is written yet."""
-        self.settings, self.listener, self.stop = run, listener, stop or Stop()
+        """Load everything; nothing is written yet. With `tested` false the test split is left alone."""
+        self.settings, self.listener, self.stop, self.tested = run, listener, stop or Stop(), tested
         if backbone is not None and isinstance(run, BaselineRun):
             raise ConfigError("a baseline trains the weights of a model of its own; leave backbone out, it is loaded")
         if run.train.threads is not None:
@@ -438,7 +447,7 @@ class Training:
         progress = self.progress
         self.tuned.restore(self.best_state)
         try:
-            tested = self._evaluate("test", interval=True)
+            tested = self._evaluate("test", interval=True) if self.tested else None
         except Interrupted:
             raise self._stopped() from None
         notes = training_facts.verdict(self.progress, None if self.tuned.text is not None else self.course.rate)
@@ -451,21 +460,25 @@ class Training:
             facts["spending"] = spent
         if self.processes.is_main_process:
             self.course.save(self.folder.path, tested)
-            self.folder.predictions(list(tested.rows()))
+            if tested is not None:
+                self.folder.predictions(list(tested.rows()))
             self.folder.result(facts)
         if self.guard.lost:
             raise TrainingDiverged(
                 f"the last {progress.idle} steps were not finite; the prompt of step {progress.best_step}, the best "
                 f"before them, is written all the same; lower {self.course.rate}, or use backbone.dtype: float32"
             )
-        return Result(self.folder.path, tested.scores, facts, self.course.prompts)
+        return Result(self.folder.path, facts["metrics"], facts, self.course.prompts)
 
-    def _best_texts(self, tested: Evaluation | JointEvaluation) -> list[dict[str, Any]]:
-        """The words with the best validation scores, and what they score on the test rows."""
+    def _best_texts(self, tested: Evaluation | JointEvaluation | None) -> list[dict[str, Any]]:
+        """The words with the best validation scores, and what they score on the test rows, if those are answered."""
         sign, primary = 1 if self.course.higher_is_better else -1, self.course.primary
         chosen, found = self.tuned.state(), list[dict[str, Any]]()
         order = sorted(self.progress.texts.items(), key=lambda one: -sign * one[1])
         for text, score in order[:TEXTS]:
+            if tested is None:
+                found.append({"text": text, "validation": {primary: score}})
+                continue
             own = tested
             if text != self.tuned.text:
                 self.tuned.restore({**chosen, **text_state(text)})
@@ -476,7 +489,7 @@ class Training:
 
     def _finished(self) -> Result | None:
         """The result of a run that has one already, just as it was; None if anything is left to do."""
-        facts = self.folder.finished()
+        facts = self.folder.finished(tested=self.tested)
         if facts is None:
             return None
         self.course.reload(self.folder.path)

@@ -87,12 +87,12 @@ def verdict(progress: Progress, rate: str | None) -> list[str]:
     return notes
 
 
-def result(training: Training, tested: Evaluation | JointEvaluation, notes: Sequence[str]) -> dict[str, Any]:
+def result(training: Training, tested: Evaluation | JointEvaluation | None, notes: Sequence[str]) -> dict[str, Any]:
     """Everything in result.json.
 
     Args:
         training: at its end, with the best tensors put back.
-        tested: scores on the test split.
+        tested: scores on the test split; None where it was left alone.
         notes: what `verdict` found.
     """
     run, progress, primary = training.settings, training.progress, training.course.primary
@@ -103,9 +103,10 @@ def result(training: Training, tested: Evaluation | JointEvaluation, notes: Sequ
         "data": facts["data"],
         "backbone": run.backbone.model,
         "seed": run.seed,
-        "metrics": tested.scores,
+        "metrics": {} if tested is None else tested.scores,
         "primary_metric": primary,
-        "interval_95": tested.interval,
+        "interval_95": None if tested is None else tested.interval,
+        **({"tested": False} if tested is None else {}),
         "validation": {primary: progress.best},
         **{name: value for name, value in facts.items() if name not in ("method", "task", "data")},
         "trainable_parameters": training.tuned.trainable_parameters,

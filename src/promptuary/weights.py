@@ -87,7 +87,7 @@ def load_baseline(folder: str | Path, *, model: str | Path | None = None, device
     given = {**facts["backbone"], "device": "auto", "trust_remote_code": False, **changes}
     backbone = open_backbone(settings_of(path / FACTS, BackboneConfig, given, "backbone"))
     backbone.check_identity(facts["identity"], facts["backbone"]["model"])
-    task_class, kind = (registry.load(f"{part}s", facts[part]["name"]) for part in ("task", "baseline"))
+    task_class, kind = (registry.known(f"{part}s", facts[part]["name"]) for part in ("task", "baseline"))
     task = task_class(settings_of(path / FACTS, task_class.Config, facts["task"], "task"))
     baseline = kind(settings_of(path / FACTS, kind.Config, facts["baseline"], "baseline"))
     tuned = Tuned(backbone, task, baseline=baseline, max_length=facts["max_length"])

@@ -20,7 +20,9 @@ from promptuary.errors import ConfigError
 from promptuary.run import Run
 from promptuary.tasks.template import Template
 
-FILES = sorted((Path(__file__).parents[2] / "runs").glob("*.yaml"))
+FILES = sorted(
+    path for path in (Path(__file__).parents[2] / "runs").glob("*.yaml") if not path.name.startswith("compare_")
+)
 PROTOTYPE: dict[str, Any] = {
     "task": {"name": "classify", "template": "{text} it was {mask}", "labels": {"p": "good", "n": "bad"}},
     "data": {"source": "demo"},

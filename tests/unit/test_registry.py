@@ -186,3 +186,37 @@ def test_a_file_holds_exactly_one_final_class(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(registry, "_folder", lambda kind: files)
     assert "exactly one final Method, found 2" in refusal(lambda: registry.load("methods", "two_in_one"))
     assert "exactly one final Method, found 0" in refusal(lambda: registry.load("methods", "none_in_one"))
+
+
+def test_a_class_is_found_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "in_a_file.py"
+    path.write_text(OUTSIDE.format(name="in_a_file"))
+    found = registry.load("methods", f"{path}:Other")
+    assert found.name == "in_a_file"
+    # read once, and known by its own name from then on
+    assert registry.load("methods", f"{path}:Other") is found
+    assert registry.load("methods", "in_a_file") is found
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "reason"),
+    [
+        (None, "gone.py:Other", "gone.py does not exist; give the file of a class as folder/file.py:Class"),
+        ("def broken(:\n", "broken.py:Other", "broken.py, line 1: invalid syntax; mend the file"),
+        ("X = 1\n", "other.py:Other", 'other.py:Other": module'),
+        ("X = 1\n", "number.py:X", "is not a Method"),
+    ],
+)
+def test_a_file_that_holds_no_method_is_named(content: str | None, target: str, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / target.partition(":")[0]).write_text(content)
+    assert reason in refusal(lambda: registry.load("methods", f"{tmp_path}/{target}"))
+
+
+@pytest.mark.parametrize("target", ["{}/evil.py:Evil", "antigravity:Evil"])
+def test_a_saved_file_names_no_place_to_run_code_from(target: str, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    said = refusal(lambda: registry.known("methods", target.format(tmp_path)))
+    assert "would run code that a saved file names" in said
+    assert not (tmp_path / "ran").exists()
+    assert registry.known("methods", "prompt_tuning") is PromptTuning

@@ -20,6 +20,7 @@ import typer
 
 import promptuary
 from promptuary.cli import (
+    compare,
     console,
     demo,
     doctor,
@@ -58,6 +59,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(compare.compare)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(inspect.inspect)

@@ -312,7 +312,7 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 def _task(facts: Mapping[str, Any]) -> Task | None:
     if facts["task"] is None:
         return None
-    found = registry.load("tasks", facts["task"]["name"])
+    found = registry.known("tasks", facts["task"]["name"])
     made: Task = found(found.Config.read(facts["task"], where="task"))
     return made
 

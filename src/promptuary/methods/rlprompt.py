@@ -52,7 +52,6 @@ class RLPrompt(TextMethod):
     paper = "arXiv 2205.12548"
     reconstructed = True
     solver = "policy"
-    groups: ClassVar[Mapping[str, str]] = {f"policy_weights.{place}": "policy" for place in range(4)}
     tiny: ClassVar[Mapping[str, Any]] = {"num_tokens": 2}
     Config = RLPromptConfig
 
@@ -61,7 +60,7 @@ class RLPrompt(TextMethod):
         super().build()
         self.policy = self.settings.policy
         if self.policy is not None:
-            self.policy_weights = nn.ParameterList(self.parameter(*size) for size in sizes(self.policy))
+            self._hold([self.parameter(*size) for size in sizes(self.policy)])
 
     @property
     def depends(self) -> bool:
@@ -84,7 +83,13 @@ class RLPrompt(TextMethod):
     def written_by(self, policy: PolicyFacts, weights: Sequence[nn.Parameter]) -> None:
         """The weights are held as they are, so that what a solver changes in them is changed here."""
         self.config = self.config.model_copy(update={"policy": policy})
-        self.policy, self.policy_weights = policy, nn.ParameterList(weights)
+        self.policy = policy
+        self._hold(weights)
+
+    def _hold(self, weights: Sequence[nn.Parameter]) -> None:
+        """The policy's tensors, whose rate is the solver's."""
+        self.policy_weights = nn.ParameterList(weights)
+        self.groups = {f"policy_weights.{place}": "policy" for place in range(len(self.policy_weights))}  # type: ignore[misc]
 
     def rate(self, group: str) -> float:
         """That of the solver, which has it in its own settings."""
