@@ -30,6 +30,7 @@ from promptuary.cli import (
     inspect,
     methods,
     predict,
+    report,
     schema,
     train,
 )
@@ -60,6 +61,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(report.report)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(hub.push)
