@@ -44,8 +44,9 @@ class Room:
 
 ROOMS = (
     Room(150, 30, 12, 24, 24, 400, 40, 6_000, 300, 2_000, 80_000),
-    Room(100, 20, 8, 16, 12, 200, 24, 4_000, 150, 1_200, 60_000),
-    Room(50, 12, 4, 12, 6, 120, 12, 3_000, 60, 600, 60_000),
+    Room(120, 24, 8, 16, 16, 300, 30, 5_000, 200, 1_200, 60_000),
+    Room(80, 16, 6, 12, 8, 200, 20, 4_000, 120, 800, 60_000),
+    Room(40, 10, 4, 10, 6, 120, 10, 3_000, 60, 400, 60_000),
     Room(25, 6, 2, 8, 3, 80, 4, 2_000, 20, 200, 30_000),
 )
 """Tried in this order until a page is small enough; our choice."""
@@ -100,17 +101,6 @@ def render(title: str, found: Found) -> bytes:
         title: over it, such as the folder's name.
         found: at least one run.
     """
-    table = standing(found.runs)
-    content = b""
-    for room in ROOMS:
-        # half a pair of surrogates, which JSON may hold, is no text that could be written
-        content = _page(title, found, table, room).encode("utf-8", "replace")
-        if len(content) < MOST:
-            break
-    return content
-
-
-def _page(title: str, found: Found, table: Standing, room: Room) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -120,52 +110,83 @@ def _page(title: str, found: Found, table: Standing, room: Room) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    template = environment.get_template("board.html")
+    script = resources.files("promptuary.report").joinpath("board.js").read_text(encoding="utf-8")
+    table = standing(found.runs)
+    pieces, repeats = rows.repeats(found.runs, table)
+    whole = _Whole(title, found, table, pieces, repeats, rows.tidy(found.runs, table))
+    content = b""
+    for room in ROOMS:
+        text = template.render(
+            **_content(whole, room),
+            script=script,
+            policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            version=__version__,
+        )
+        # half a pair of surrogates, which JSON may hold, is no text that could be written
+        content = text.encode("utf-8", "replace")
+        if len(content) < MOST:
+            break
+    return content
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Everything, before anything is left out."""
+
+    title: str
+    found: Found
+    table: Standing
+    pieces: Sequence[rows.Part]
+    repeats: Sequence[rows.Repeat]
+    csv: str
+
+
+def _content(whole: _Whole, room: Room) -> dict[str, Any]:
+    """What the template shows."""
+    found, table, content = whole.found, whole.table, whole.csv
     runs = {run.place: run for run in found.runs}
     verdicts = [verdict(table, place) for place in range(len(table.columns))]
-    script = resources.files("promptuary.report").joinpath("board.js").read_text(encoding="utf-8")
-    content = rows.tidy(found.runs, table)
-    pieces, repeats = rows.repeats(found.runs, table)
-    told = _words(found.runs, table, room)
+    words = _words(found.runs, table, room)
     finished = sum(run.finished for run in found.runs)
-    return environment.get_template("board.html").render(
-        title=said(title, 120),
-        facts=[
+    return {
+        "title": said(whole.title, 120),
+        "facts": [
             *table.shared,
             ("Methods", f"{len(table.rows):,}"),
             ("Runs", f"{finished:,} finished" + (f", {len(runs) - finished:,} not" if finished < len(runs) else "")),
         ],
-        notes=[said(without_places(note), 400) for note in (*found.notes, *table.notes)][:40],
-        notes_left=max(0, len(found.notes) + len(table.notes) - 40),
-        columns=table.columns[: room.columns],
-        columns_left=max(0, len(table.columns) - room.columns),
-        lines=[_line(number, row, table, verdicts, room) for number, row in enumerate(table.rows[: room.rows])],
-        rows_left=max(0, len(table.rows) - room.rows),
-        verdicts=verdicts[: room.columns],
-        small=[column for column in table.columns[: room.columns] if _is_small(column)],
-        timed=any(row.time is not None for row in table.rows),
-        pending=any(row.pending for row in table.rows),
-        costs=figures.costs(table, room.charts),
-        curves=figures.curves(table, runs, room.charts, room.points),
-        sizes=figures.sizes(table, room.charts),
-        heat=figures.heat(table, room.rows, room.columns) if len(table.columns) > 1 and len(table.rows) > 1 else None,
-        sturdy=figures.robust(table)[: room.rows],
-        words=told[: room.words],
-        words_left=max(0, len(told) - room.words),
-        tests=_tests(found.summary, room),
-        budget=_budget(found.summary),
-        pieces=[(piece, piece.text[: room.piece], len(piece.text) > room.piece) for piece in pieces[: room.pieces]],
-        pieces_left=max(0, len(pieces) - room.pieces),
-        repeats=_few(repeats[: room.groups], room.runs),
-        repeats_left=max(0, len(repeats) - room.groups),
-        listed=room.runs,
-        looks=LOOKS,
-        csv=content if len(content) <= room.csv else None,
-        packed=_packed(content) if len(content) > room.csv else None,
-        count=len(runs),
-        script=script,
-        policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
-    )
+        "notes": [said(without_places(note), 400) for note in (*found.notes, *table.notes)][:40],
+        "notes_left": max(0, len(found.notes) + len(table.notes) - 40),
+        "columns": table.columns[: room.columns],
+        "columns_left": max(0, len(table.columns) - room.columns),
+        "lines": [_line(number, row, table, verdicts, room) for number, row in enumerate(table.rows[: room.rows])],
+        "rows_left": max(0, len(table.rows) - room.rows),
+        "verdicts": verdicts[: room.columns],
+        "small": [column for column in table.columns[: room.columns] if _is_small(column)],
+        "timed": any(row.time is not None for row in table.rows),
+        "pending": any(row.pending for row in table.rows),
+        "costs": figures.costs(table, room.charts),
+        "curves": figures.curves(table, runs, room.charts, room.points),
+        "sizes": figures.sizes(table, room.charts),
+        "heat": figures.heat(table, room.rows, room.columns) if min(len(table.columns), len(table.rows)) > 1 else None,
+        "sturdy": figures.robust(table)[: room.rows],
+        "words": words[: room.words],
+        "words_left": max(0, len(words) - room.words),
+        "tests": _tests(found.summary, room),
+        "budget": _budget(found.summary),
+        "pieces": [
+            (piece, piece.text[: room.piece], len(piece.text) > room.piece) for piece in whole.pieces[: room.pieces]
+        ],
+        "pieces_left": max(0, len(whole.pieces) - room.pieces),
+        "repeats": _few(whole.repeats[: room.groups], room.runs),
+        "repeats_left": max(0, len(whole.repeats) - room.groups),
+        "looks": LOOKS,
+        "warmth": figures.WARMTH,
+        "csv": content if len(content) <= room.csv else None,
+        "packed": _packed(content) if len(content) > room.csv else None,
+        "count": len(runs),
+    }
 
 
 def _line(number: int, row: Row, table: Standing, verdicts: Sequence[Any], room: Room) -> Line:

@@ -129,7 +129,8 @@ def chart(
         band = [(x, b) for x, _, _, b in places] + [(x, a) for x, _, a, _ in reversed(places)]
         end = (places[-1][0], places[-1][1])
         drawn.append(Drawn(one.name, one.mark, one.look, line, _path(band) + "Z" if spreads else "", dots, end))
-    told = "; ".join(f"{one.mark} {one.name}: {_summed(one, shown, dotted)}" for one in series)
+    told = "; ".join(f"{one.mark} {one.name}: {_summed(one, shown, dotted)}" for one in series[:LOOKS])
+    told += f"; and {len(series) - LOOKS} more" if len(series) > LOOKS else ""
     y_ticks = tuple(Tick(up(value), shown(value)) for value in steps)
     return Chart(title, told, tuple(drawn), x_ticks, y_ticks, x_name, y_name, dotted)
 

@@ -18,6 +18,10 @@ FLAT = 0.1
 """Least range of a share over which a heat map goes from pale to full: small differences stay pale; our choice."""
 
 
+WARMTH = 10
+"""Steps of colour in a heat map."""
+
+
 @dataclass(frozen=True)
 class Charts:
     """Some charts, and how many charts and series had no room."""
@@ -29,11 +33,10 @@ class Charts:
 
 @dataclass(frozen=True)
 class Warm:
-    """A square of the heat map: its score as it is read, how strongly it is coloured (0 to 1), and what it says."""
+    """A square of the heat map: its score as it is read, and how strongly it is coloured, from 0 to `WARMTH`."""
 
     shown: str
-    strength: float
-    title: str
+    level: int
 
 
 def costs(found: Standing, most: int) -> Charts:
@@ -47,7 +50,7 @@ def costs(found: Standing, most: int) -> Charts:
             if cell is None or trained is None:
                 continue
             low, high = _ends(cell)
-            title = f"{row.name}: {told(cell, column)}, {trained:,.0f} trained numbers"
+            title = f"{row.name}: {_brief(cell, column)}, {trained:,.0f} trained"
             series.append(Series(row.name, str(index + 1), index, (Point(trained, cell.mean, low, high, title),)))
         if len(series) > 1:
             charts.append(
@@ -106,7 +109,7 @@ def sizes(found: Standing, most: int) -> Charts:
 
 def _at(size: int, row: Row, cell: Cell, column: Column) -> Point:
     low, high = _ends(cell)
-    return Point(size, cell.mean, low, high, f"{row.name}: {told(cell, column)}")
+    return Point(size, cell.mean, low, high, f"{row.name}: {_brief(cell, column)}")
 
 
 def _one_size(found: Standing) -> list[tuple[str, int, list[tuple[int, int]]]]:
@@ -180,8 +183,7 @@ def heat(found: Standing, rows: int, columns: int) -> list[list[Warm | None]]:
             cell = row.cells.get(place)
             if cell is not None:
                 part = (cell.mean - low) / span if column.higher else (high - cell.mean) / span
-                title = f"{row.name}, {column.name}: {told(cell, column)}"
-                warm[index][place] = Warm(column.shown(cell.mean), round(part, 2), title)
+                warm[index][place] = Warm(column.shown(cell.mean), round(WARMTH * part))
     return warm
 
 
@@ -248,6 +250,10 @@ def told(cell: Cell, column: Column) -> str:
     if cell.interval is not None:
         between = f", interval {column.shown(cell.interval[0])} to {column.shown(cell.interval[1])}"
     return f"{column.shown(cell.mean)}{spread} ({seeds}){between}"
+
+
+def _brief(cell: Cell, column: Column) -> str:
+    return column.shown(cell.mean) + ("" if cell.spread is None else f" ± {column.shown(cell.spread)}")
 
 
 def _ends(cell: Cell) -> tuple[float, float]:

@@ -38,6 +38,7 @@ PLACES = frozenset({"model", "source", "out", "cache", "init_prompt", "labels_fi
 _LIMITS = {"run.yaml": 2**20, "metrics.jsonl": 2**27}
 _LIMIT, _NODES, _NOTES = 4 * 2**20, 20_000, 60
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PART = re.compile(rb"^[A-Za-z_]+:[^\n]*\n(?:[ \n-][^\n]*\n|\n)*", re.MULTILINE)
 _PLACE = re.compile(r"(?:~|\.{1,2})?/[^\0\n]*[^\s/][^\0\n]*|[A-Za-z]:\\[^\0\n]+")
 _INSIDE = re.compile(r"(?<![\w:/.~])(?:~|\.{1,2})?(?:/[^\s/'\"`:;,()<>|]+){2,}/?")
 
@@ -167,9 +168,7 @@ def _run(folder: Path, place: str, names: set[str]) -> Seen:
         metric = result["primary_metric"] if isinstance(result.get("primary_metric"), str) else ""
         if not isinstance(result.get("metrics"), dict) or metric not in result["metrics"]:
             raise Damaged("result.json has no score under the name that it gives as primary_metric")
-    steps, curve, metric = (
-        _validations(folder / "metrics.jsonl", metric) if "metrics.jsonl" in names else (0, (), metric)
-    )
+    steps, curve, metric = _validations(folder / "metrics.jsonl", metric)
     machine = ""
     if "environment.json" in names:
         try:
@@ -183,23 +182,38 @@ def _run(folder: Path, place: str, names: set[str]) -> Seen:
 
 def _settings(file: Path) -> tuple[dict[str, str], frozenset[str]]:
     """Settings as texts, opened one level, without places of the machine."""
+    content = _read(file)
+    parts = _PART.findall(content)
+    if b"".join(parts) != content:
+        parts = [content]
     try:
-        content = yaml.load(_read(file), _LOADER)
-        _count(content)
+        # most parts stand in many runs, letter by letter, and are read once
+        found = [_opened_part(part) for part in parts]
     except (yaml.YAMLError, ValueError, RecursionError):
         raise Damaged("run.yaml is not the YAML that a run writes") from None
+    flat = {path: text for part in found for path, text, _ in part}
+    return flat, frozenset(path for part in found for path, _, hidden in part if hidden)
+
+
+@functools.lru_cache(4096)
+def _opened_part(part: bytes) -> tuple[tuple[str, str, bool], ...]:
+    """Path, written value and whether it named a place, of each setting in a piece of YAML.
+
+    Raises:
+        ValueError: it is no mapping, or becomes very large when written out.
+        YAMLError: it is no YAML.
+    """
+    content = yaml.load(part, _LOADER)
     if not isinstance(content, dict):
-        raise Damaged("run.yaml holds no settings")
-    flat, hidden = dict[str, str](), set[str]()
-    for part, value in content.items():
+        raise ValueError("no settings")
+    _count(content)
+    flat = []
+    for name, value in content.items():
         inner = value.items() if isinstance(value, dict) and value else [(None, value)]
-        for name, one in inner:
-            path = str(part) if name is None else f"{part}.{name}"
-            shown = _public(one, str(part if name is None else name))
-            if shown != one:
-                hidden.add(path)
-            flat[path] = written(shown)
-    return flat, frozenset(hidden)
+        for key, one in inner:
+            shown = _public(one, str(name if key is None else key))
+            flat.append((str(name) if key is None else f"{name}.{key}", written(shown), bool(shown != one)))
+    return tuple(flat)
 
 
 def _count(content: Any) -> None:

@@ -37,12 +37,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Runs that are the same but for their seed: what to join, what to call, and what came out (run, seed, score)."""
+    """Runs that are the same but for their seed.
+
+    `parts`: names of the pieces to join; `command`: for the first run, whose folder is `place`; `missing`: settings that
+    are in the pieces and not in these runs; `runs`: seeds and scores.
+    """
 
     parts: tuple[str, str]
     command: str
     missing: str
-    runs: tuple[tuple[str, str, str], ...]
+    place: str
+    runs: tuple[tuple[str, str], ...]
 
 
 def tidy(runs: Sequence[Seen], found: Standing) -> str:
@@ -95,8 +100,8 @@ def _number(text: str | None) -> int | str:
 def repeats(runs: Sequence[Seen], found: Standing) -> tuple[list[Part], list[Repeat]]:
     """Pieces of run files, each once, and for every group of runs how to put two of them together.
 
-    A run file is a piece that says what is asked (of a column) and a piece that says by which method; what is other in a
-    run stands in its command.
+    A run file is a piece that says what is asked (of a column) and a piece that says by which method; what is other in
+    a run stands in its command.
     """
     pieces = dict[tuple[str, Any], tuple[str, Mapping[str, str], Part]]()
     groups = dict[tuple[Any, ...], list[Seen]]()
@@ -113,20 +118,18 @@ def repeats(runs: Sequence[Seen], found: Standing) -> tuple[list[Part], list[Rep
         own = {path: value for path, value in first.settings.items() if path not in ("seed", "out")}
         changes = [f"{path}={value}" for path, value in own.items() if base.get(path) != value]
         missing = ", ".join(path for path in base if path not in own and path.partition(".")[0] not in own)
-        one = groups[key][0]
-        words = ["promptuary", "train", "run.yaml", "--seed", one.settings.get("seed", "0"), "--out", "again"]
+        words = ["promptuary", "train", "run.yaml", "--seed", first.settings.get("seed", "0"), "--out", "again"]
         for change in changes:
             words += ["--set", change]
         shown = found.columns[column].shown
         told = tuple(
             (
-                run.place,
                 run.settings.get("seed", ""),
                 shown(run.score) if run.score is not None else "no score" if run.finished else _reached(run),
             )
             for run in groups[key]
         )
-        repeated.append(Repeat((asked[0], by[0]), shlex.join(words), missing, told))
+        repeated.append(Repeat((asked[0], by[0]), shlex.join(words), missing, first.place, told))
     return [part for _, _, part in pieces.values()], repeated
 
 

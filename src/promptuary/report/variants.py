@@ -98,9 +98,9 @@ def telling(groups: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
             if other is first or other == first:
                 continue
             for path in first.keys() | other.keys():
-                if path not in found and path not in SAME and path not in CHOICE:
-                    if first.get(path, ABSENT) != other.get(path, ABSENT):
-                        found[path] = None
+                known = path in found or path in SAME or path in CHOICE
+                if not known and first.get(path, ABSENT) != other.get(path, ABSENT):
+                    found[path] = None
     return sorted(found, key=_rank)
 
 
