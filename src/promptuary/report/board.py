@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from promptuary import __version__
-from promptuary.report import figures, rows
+from promptuary.report import figures, rows, tested
 from promptuary.report.charts import LOOKS
 from promptuary.report.found import Found, Seen, without_places
 from promptuary.report.samples import said
@@ -162,7 +162,8 @@ def _content(whole: _Whole, room: Room) -> dict[str, Any]:
         "columns_left": max(0, len(table.columns) - room.columns),
         "lines": [_line(number, row, table, verdicts, room) for number, row in enumerate(table.rows[: room.rows])],
         "rows_left": max(0, len(table.rows) - room.rows),
-        "verdicts": verdicts[: room.columns],
+        "verdicts": [one for one in verdicts[: room.columns] if one.compares],
+        "alone": [one.column for one in verdicts[: room.columns] if not one.compares],
         "small": [column for column in table.columns[: room.columns] if _is_small(column)],
         "timed": any(row.time is not None for row in table.rows),
         "pending": any(row.pending for row in table.rows),
@@ -173,8 +174,9 @@ def _content(whole: _Whole, room: Room) -> dict[str, Any]:
         "sturdy": figures.robust(table)[: room.rows],
         "words": words[: room.words],
         "words_left": max(0, len(words) - room.words),
-        "tests": _tests(found.summary, room),
-        "budget": _budget(found.summary),
+        "tests": tested.pairs(found.summaries)[: 4 * room.rows],
+        "tests_left": max(0, len(tested.pairs(found.summaries)) - 4 * room.rows),
+        "test_notes": tested.notes(found.summaries),
         "pieces": [
             (piece, piece.text[: room.piece], len(piece.text) > room.piece) for piece in whole.pieces[: room.pieces]
         ],
@@ -286,23 +288,6 @@ def _tested(one: Mapping[str, Any], column: Column) -> str:
     scores = one.get("test")
     value = scores.get(column.metric) if isinstance(scores, Mapping) else None
     return column.shown(value) if isinstance(value, float) else ""
-
-
-def _tests(summary: Mapping[str, Any], room: Room) -> list[tuple[str, ...]]:
-    """Paired tests that a summary holds: `pairs`, each with `a`, `b` and what else of the names below it has."""
-    found = []
-    for one in _mappings(summary.get("pairs"))[: 4 * room.columns]:
-        if "a" in one and "b" in one:
-            names = ("column", "a", "b", "difference", "interval_95", "p_corrected", "shown")
-            found.append(tuple(said(one[name], 60) if one.get(name) is not None else "" for name in names))
-    return found
-
-
-def _budget(summary: Mapping[str, Any]) -> str:
-    budget = summary.get("budget")
-    if isinstance(budget, Mapping):
-        return said(", ".join(f"{name} {value}" for name, value in budget.items()), 200)
-    return said(budget, 200) if isinstance(budget, str) else ""
 
 
 def _few(repeats: Sequence[rows.Repeat], most: int) -> list[tuple[rows.Repeat, int]]:

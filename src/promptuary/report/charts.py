@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 18, 40
 
 LOOKS = 8
 """Different colours and dashes; what comes after them is grey."""
@@ -97,6 +97,7 @@ def chart(
     *,
     log: bool = False,
     dotted: bool = False,
+    scale: float = 1.0,
 ) -> Chart:
     """A chart of series, on axes around all of them.
 
@@ -108,6 +109,7 @@ def chart(
         shown: how a value on the left axis is read.
         log: whether the axis below is one of powers of ten; what is not above 0 stands at its beginning, at `0`.
         dotted: dots with whiskers instead of lines with bands.
+        scale: what values are multiplied with where they stand on the left axis.
     """
     points = [point for one in series for point in one.points]
     across, x_ticks = _across([point.x for point in points], log)
@@ -118,7 +120,9 @@ def chart(
         return round(bottom - (value - low) / (high - low) * (bottom - top), 1)
 
     drawn = []
-    for one in series:
+    # a colour belongs to a row everywhere, unless that would leave the few of this chart without any
+    own = max(one.look for one in series) < LOOKS
+    for place, one in enumerate(series):
         places = [(across(point.x), up(point.y), up(point.low), up(point.high)) for point in one.points]
         dots = tuple(
             Dot(x, y, (a, b) if a != b else None, point.title)
@@ -128,10 +132,10 @@ def chart(
         spreads = not dotted and any(a != b for _, _, a, b in places)
         band = [(x, b) for x, _, _, b in places] + [(x, a) for x, _, a, _ in reversed(places)]
         end = (places[-1][0], places[-1][1])
-        drawn.append(Drawn(one.name, one.mark, one.look, line, _path(band) + "Z" if spreads else "", dots, end))
+        drawn.append(Drawn(one.name, one.mark, one.look if own else place, line, _path(band) + "Z" if spreads else "", dots, end))
     told = "; ".join(f"{one.mark} {one.name}: {_summed(one, shown, dotted)}" for one in series[:LOOKS])
     told += f"; and {len(series) - LOOKS} more" if len(series) > LOOKS else ""
-    y_ticks = tuple(Tick(up(value), shown(value)) for value in steps)
+    y_ticks = tuple(Tick(up(value), f"{scale * value:.5g}") for value in steps)
     return Chart(title, told, tuple(drawn), x_ticks, y_ticks, x_name, y_name, dotted)
 
 

@@ -54,7 +54,7 @@ def costs(found: Standing, most: int) -> Charts:
             series.append(Series(row.name, str(index + 1), index, (Point(trained, cell.mean, low, high, title),)))
         if len(series) > 1:
             charts.append(
-                chart(column.name, series, "trained numbers", column.metric, column.shown, log=True, dotted=True)
+                _chart(column, column.name, series, "trained numbers", log=True, dotted=True)
             )
     return Charts(tuple(charts[:most]), max(0, len(charts) - most))
 
@@ -83,8 +83,7 @@ def curves(found: Standing, runs: Mapping[str, Seen], most: int, points: int) ->
                 series.append(Series(row.name, str(index + 1), index, line))
         left_out += max(0, len(series) - LOOKS)
         if series:
-            name = f"{column.metric} on validation"
-            charts.append(chart(column.name, series[:LOOKS], "steps", name, column.shown))
+            charts.append(_chart(column, column.name, series[:LOOKS], "steps", on=" on validation"))
     return Charts(tuple(charts[:most]), max(0, len(charts) - most), left_out)
 
 
@@ -101,10 +100,24 @@ def sizes(found: Standing, most: int) -> Charts:
     for (path, name), (column, lines) in by_name.items():
         left_out += max(0, len(lines) - LOOKS)
         charts.append(
-            chart(f"{path.rpartition('.')[2]}: {name}", lines[:LOOKS], path, column.metric, column.shown, dotted=False)
+            _chart(column, f"{path.rpartition('.')[2]}: {name}", lines[:LOOKS], path)
         )
     charts += _shots(found)
     return Charts(tuple(charts[:most]), max(0, len(charts) - most), left_out)
+
+
+def _chart(
+    column: Column,
+    title: str,
+    series: Sequence[Series],
+    across: str,
+    *,
+    on: str = "",
+    log: bool = False,
+    dotted: bool = False,
+) -> Chart:
+    scale = 100.0 if column.share else 1.0
+    return chart(title, series, across, column.metric + on, column.shown, log=log, dotted=dotted, scale=scale)
 
 
 def _at(size: int, row: Row, cell: Cell, column: Column) -> Point:
@@ -158,7 +171,7 @@ def _shots(found: Standing) -> list[Chart]:
             if series:
                 column = found.columns[family[0][1]]
                 title = f"{path.rpartition('.')[2]}: {_without_size(column.name)}"
-                charts.append(chart(title, series[:LOOKS], path, column.metric, column.shown))
+                charts.append(_chart(column, title, series[:LOOKS], path))
     return charts
 
 

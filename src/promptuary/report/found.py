@@ -32,6 +32,9 @@ MARKS = ("result.json", "run.json", "metrics.jsonl", "environment.json")
 SUMMARY = "summary.json"
 """Beside the runs, or in the folder itself: statistics that were made from the same runs."""
 
+TRIALS = "trials"
+"""A folder beside `runs`: runs that only chose settings, and were not tested."""
+
 PLACES = frozenset({"model", "source", "out", "cache", "init_prompt", "labels_file", "train", "validation", "test"})
 """Settings that name places, also in the form data/pets; other texts are places only if they look like one."""
 
@@ -102,11 +105,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything below a folder. `notes`: what was skipped and why, in words; `summary`: of summary.json, or empty."""
+    """Everything below a folder. `notes`: what was skipped and why, in words; `summaries`: of every summary.json."""
 
     runs: tuple[Seen, ...]
     notes: tuple[str, ...]
-    summary: Mapping[str, Any]
+    summaries: tuple[Mapping[str, Any], ...] = ()
 
 
 class Damaged(Exception):
@@ -121,12 +124,15 @@ def look(folder: Path) -> Found:
     """
     with os.scandir(folder):
         pass  # os.walk would be silent about it
-    runs, notes, summaries = list[Seen](), list[str](), list[Path]()
+    runs, notes, summaries = list[Seen](), list[str](), list[Mapping[str, Any]]()
     skipped = 0
     for place, names in _folders(folder):
         shown = "." if place == folder else place.relative_to(folder).as_posix()
         if SUMMARY in names:
-            summaries.append(place / SUMMARY)
+            try:
+                summaries.append(_json(place / SUMMARY))
+            except Damaged as error:
+                notes.append(f"{_text(shown)}: {error}; its tests are not shown")
         if not ("result.json" in names or ("run.yaml" in names and any(mark in names for mark in MARKS))):
             continue
         try:
@@ -137,19 +143,14 @@ def look(folder: Path) -> Found:
                 notes.append(f"{_text(shown)} was skipped: {error}")
     if skipped > _NOTES:
         notes.append(f"{skipped - _NOTES:,} more runs were skipped for such reasons")
-    summary: Mapping[str, Any] = {}
-    for file in summaries:
-        try:
-            summary = summary or _json(file)
-        except Damaged as error:
-            notes.append(f"{SUMMARY} was skipped: {error}")
-    return Found(tuple(sorted(runs, key=lambda run: _natural(run.place))), (*notes, *_versions(runs)), summary)
+    runs.sort(key=lambda run: _natural(run.place))
+    return Found(tuple(runs), (*notes, *_versions(runs)), tuple(summaries))
 
 
 def _folders(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Every folder below, with its files; not what stands inside a run or is being written."""
+    """Every folder below, with its files; not what stands inside a run, is being written, or was only tried."""
     for where, folders, names in os.walk(folder):
-        inside = OWN if "run.yaml" in names else frozenset()
+        inside = OWN if "run.yaml" in names else frozenset({TRIALS}) if "runs" in folders else frozenset()
         folders[:] = sorted(name for name in folders if name not in inside and not name.startswith("."))
         yield Path(where), set(names)
 
@@ -233,6 +234,8 @@ def _count(content: Any) -> None:
 def _public(value: Any, name: str) -> Any:
     """A value without the folders of the machine."""
     if isinstance(value, str):
+        if name == "base_url":
+            return "address"
         if name in PLACES and len(value) < 4096 and "\0" not in value:
             return _name(value)
         return value.replace("\\", "/").rstrip("/").rpartition("/")[2] if _PLACE.fullmatch(value) else value

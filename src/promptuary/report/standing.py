@@ -115,11 +115,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs show about the best of a column, in words. `best`: its row, only if it is above all others."""
+    """What the runs show about the best of a column, in words.
+
+    `best`: its row, only if it is above all others; `compares`: whether there is more than one method.
+    """
 
     column: str
     text: str
     best: int | None
+    compares: bool = True
 
 
 def standing(runs: Sequence[Seen]) -> Standing:
@@ -175,7 +179,9 @@ def _rows(runs: Sequence[Seen], column_of: Mapping[str, int], notes: list[str]) 
         named = variants.smallest(paths, [group[0].settings for group in groups.values()])
         for group in groups.values():
             own_values = {path: group[0].settings.get(path, variants.ABSENT) for path in paths}
-            row = Row(variants.variant_name(method, named, own_values), method, own_values)
+            name = variants.variant_name(method, named, own_values)
+            same = 1 + sum(row.name.partition(" · ")[0] == name for row, _ in found)
+            row = Row(name if same == 1 else f"{name} · {same}", method, own_values)
             inside = {run.place: column_of[run.place] for run in group}
             row.pending = sum(not run.finished for run in group)
             for place in sorted(set(inside.values())):
@@ -280,11 +286,12 @@ def verdict(found: Standing, place: int) -> Verdict:
     column = found.columns[place]
     cells = {number: row.cells[place] for number, row in enumerate(found.rows) if place in row.cells}
     if not cells:
-        return Verdict(column.name, "No run has ended yet.", None)
+        return Verdict(column.name, "No run has ended yet.", None, compares=False)
     best = min(cells, key=lambda one: -cells[one].mean if column.higher else cells[one].mean)
     name, top = found.rows[best].name, cells[best]
     if len(cells) == 1:
-        return Verdict(column.name, f"Only {name} has scores here; there is nothing to compare it with.", None)
+        text = f"Only {name} has scores here; there is nothing to compare it with."
+        return Verdict(column.name, text, None, compares=False)
     alike, single = list[str](), top.seeds == 1
     for number, cell in cells.items():
         if number != best and _meet(top, cell):

@@ -6,6 +6,7 @@ Knows no method or task, no score and no file; settings are texts by path, as `f
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from promptuary.report.found import Seen, scalar
@@ -65,8 +66,9 @@ def column_names(columns: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tu
         if place not in needed:
             needed.append(place)
     needed = needed or [0]
-    names = [" · ".join(filter(None, (_told(paths[one], column[one]) for one in needed))) for column in columns]
-    names = [name or _told("task", column[0]) for name, column in zip(names, columns, strict=True)]
+    names = _joined(paths, needed, columns, brief=True)
+    if len(set(names)) < len(names):
+        names = _joined(paths, needed, columns, brief=False)
     titles = {"task": "Task", "data.source": "Data", "backbone.model": "Model", "data.shots": "Shots"}
     shared = [
         (title, said(scalar(columns[0][place]), NAME))
@@ -76,8 +78,24 @@ def column_names(columns: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tu
     return [said(name, 2 * NAME) for name in names], shared
 
 
+def _joined(paths: Sequence[str], needed: Sequence[int], columns: Sequence[tuple[str, ...]], *, brief: bool) -> list[str]:
+    """Names from values; in a brief one, what most columns have goes without saying."""
+    usual = {place: Counter(column[place] for column in columns).most_common(1)[0][0] for place in needed}
+    names = []
+    for column in columns:
+        parts = [
+            _told(paths[one], column[one])
+            for one in needed
+            if not (brief and paths[one] not in _PLAIN and column[one] == usual[one])
+        ]
+        names.append(" · ".join(filter(None, parts)) or _told("task", column[0]))
+    return names
+
+
 def _told(path: str, value: str) -> str:
     value = scalar(value)
+    if value.startswith("pip:"):
+        value = value.partition("/")[0]
     if value in (ABSENT, "null"):
         return "" if path in (*_PLAIN, "data.subset") else "all rows" if path in _WORDS else f"no {path}"
     return said(value if path in _PLAIN else _WORDS.get(path, path.rpartition(".")[2] + " {}").format(value), NAME)
