@@ -185,7 +185,7 @@ def _content(whole: _Whole, room: Room) -> dict[str, Any]:
         "repeats_left": max(0, len(whole.repeats) - room.groups),
         "looks": LOOKS,
         "warmth": figures.WARMTH,
-        "csv": content if len(content) <= room.csv else None,
+        "csv": _inside_script(content) if len(content) <= room.csv else None,
         "packed": _packed(content) if len(content) > room.csv else None,
         "count": len(runs),
     }
@@ -298,6 +298,13 @@ def _few(repeats: Sequence[rows.Repeat], most: int) -> list[tuple[rows.Repeat, i
         most -= count
         found.append((one, count))
     return found
+
+
+def _inside_script(content: str) -> str:
+    """Text that ends no script and begins none; board.js undoes it. Here Jinja must not do more."""
+    from markupsafe import Markup
+
+    return Markup(content.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _packed(content: str) -> str | None:
