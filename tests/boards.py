@@ -60,7 +60,9 @@ def write(
         else:
             settings[part] = value
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    content = yaml.dump(settings, None, dumper, sort_keys=False, allow_unicode=True)
+    (folder / "run.yaml").write_text(content, encoding="utf-8")
     (folder / "run.json").write_text('{"hash": "0"}')
     (folder / "environment.json").write_text(json.dumps(machine))
     lines = [{"step": 0, "split": "validation", "accuracy": curve[0], "macro_f1": 0.1}] if curve else []

@@ -24,8 +24,13 @@ def test_a_run_that_was_trained_gets_a_page(place: Place, tmp_path: Path, here: 
     file = tmp_path / "all" / "report.html"
     assert said.code == 0
     assert said.json == {
-        "dir": str(tmp_path / "all"), "out": str(file), "bytes": file.stat().st_size, "runs": 1, "finished": 1, "notes": [],
-    }  # fmt: skip
+        "dir": str(tmp_path / "all"),
+        "out": str(file),
+        "bytes": file.stat().st_size,
+        "runs": 1,
+        "finished": 1,
+        "notes": [],
+    }
     content = file.read_text(encoding="utf-8")
     assert content.startswith("<!doctype html>")
     assert "ept" in content

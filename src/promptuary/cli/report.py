@@ -39,9 +39,7 @@ def report(
     for note in seen.notes:
         console.say(f"note: {note}")
     if not seen.runs:
-        raise ConfigError(
-            f"{folder} holds no run that can be read; give a folder with runs of promptuary train"
-        )
+        raise ConfigError(f"{folder} holds no run that can be read; give a folder with runs of promptuary train")
     content = board.render(folder.resolve().name or "runs", seen)
     with console.writing("--out", file):
         _write(file, content)

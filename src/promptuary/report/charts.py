@@ -132,7 +132,9 @@ def chart(
         spreads = not dotted and any(a != b for _, _, a, b in places)
         band = [(x, b) for x, _, _, b in places] + [(x, a) for x, _, a, _ in reversed(places)]
         end = (places[-1][0], places[-1][1])
-        drawn.append(Drawn(one.name, one.mark, one.look if own else place, line, _path(band) + "Z" if spreads else "", dots, end))
+        drawn.append(
+            Drawn(one.name, one.mark, one.look if own else place, line, _path(band) + "Z" if spreads else "", dots, end)
+        )
     told = "; ".join(f"{one.mark} {one.name}: {_summed(one, shown, dotted)}" for one in series[:LOOKS])
     told += f"; and {len(series) - LOOKS} more" if len(series) > LOOKS else ""
     y_ticks = tuple(Tick(up(value), f"{scale * value:.5g}") for value in steps)

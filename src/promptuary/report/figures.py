@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from promptuary.report import variants
 from promptuary.report.charts import LOOKS, Chart, Point, Series, chart, thinned
-from promptuary.report.found import Seen, number
+from promptuary.report.found import Seen
 from promptuary.report.standing import Cell, Column, Row, Standing
+from promptuary.report.values import number
 
 FLAT = 0.1
 """Least range of a share over which a heat map goes from pale to full: small differences stay pale; our choice."""
@@ -53,9 +54,7 @@ def costs(found: Standing, most: int) -> Charts:
             title = f"{row.name}: {_brief(cell, column)}, {trained:,.0f} trained"
             series.append(Series(row.name, str(index + 1), index, (Point(trained, cell.mean, low, high, title),)))
         if len(series) > 1:
-            charts.append(
-                _chart(column, column.name, series, "trained numbers", log=True, dotted=True)
-            )
+            charts.append(_chart(column, column.name, series, "trained numbers", log=True, dotted=True))
     return Charts(tuple(charts[:most]), max(0, len(charts) - most))
 
 
@@ -99,9 +98,7 @@ def sizes(found: Standing, most: int) -> Charts:
         lines.append(Series(method, str(len(lines) + 1), len(lines), tuple(points)))
     for (path, name), (column, lines) in by_name.items():
         left_out += max(0, len(lines) - LOOKS)
-        charts.append(
-            _chart(column, f"{path.rpartition('.')[2]}: {name}", lines[:LOOKS], path)
-        )
+        charts.append(_chart(column, f"{path.rpartition('.')[2]}: {name}", lines[:LOOKS], path))
     charts += _shots(found)
     return Charts(tuple(charts[:most]), max(0, len(charts) - most), left_out)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import math
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from promptuary.public import public_name
+from promptuary.report.values import LOADER, number, scalar, whole, written
 
 OWN = frozenset({"checkpoints", "prompt", "prompts", "weights"})
 """Folders inside a run that hold no runs."""
@@ -40,7 +40,6 @@ PLACES = frozenset({"model", "source", "out", "cache", "init_prompt", "labels_fi
 
 _LIMITS = {"run.yaml": 2**20, "metrics.jsonl": 2**27}
 _LIMIT, _NODES, _NOTES = 4 * 2**20, 20_000, 60
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PART = re.compile(rb"^[A-Za-z_]+:[^\n]*\n(?:[ \n-][^\n]*\n|\n)*", re.MULTILINE)
 _PLACE = re.compile(r"(?:~|\.{1,2})?/[^\0\n]*[^\s/][^\0\n]*|[A-Za-z]:\\[^\0\n]+")
 _INSIDE = re.compile(r"(?<![\w:/.~])(?:~|\.{1,2})?(?:/[^\s/'\"`:;,()<>|]+){2,}/?")
@@ -204,7 +203,7 @@ def _opened_part(part: bytes) -> tuple[tuple[str, str, bool], ...]:
         ValueError: it is no mapping, or becomes very large when written out.
         YAMLError: it is no YAML.
     """
-    content = yaml.load(part, _LOADER)
+    content = yaml.load(part, LOADER)
     if not isinstance(content, dict):
         raise ValueError("no settings")
     _count(content)
@@ -255,31 +254,6 @@ def _name(name: str) -> str:
 def without_places(text: str) -> str:
     """A sentence in which paths are reduced to their last parts."""
     return _INSIDE.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], text)
-
-
-def written(value: Any) -> str:
-    """A value as YAML in one line."""
-    try:
-        return _written(json.dumps(value, ensure_ascii=False))
-    except (TypeError, ValueError):
-        return _written(json.dumps(str(value), ensure_ascii=False))
-
-
-@functools.lru_cache(4096)
-def _written(content: str) -> str:
-    value = json.loads(content)
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-@functools.lru_cache(4096)
-def scalar(text: str) -> str:
-    """A written value as it is read by people: texts without quotes."""
-    try:
-        value = yaml.load(text, _LOADER)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, str) else text
 
 
 def _validations(file: Path, metric: str) -> tuple[int, tuple[tuple[int, float], ...], str]:
@@ -368,21 +342,6 @@ def _versions(runs: list[Seen]) -> list[str]:
             told = ", ".join(f"{version} ({count:,} runs)" for version, count in sorted(counted.items()))
             notes.append(f"the runs were made by several versions of {package}: {told}")
     return notes
-
-
-def number(value: Any) -> float | None:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def whole(value: Any) -> int | None:
-    """A whole number from 0 up, of a size that something could have."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _text(value: str) -> str:

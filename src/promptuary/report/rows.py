@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptuary.report.found import Seen, scalar
+from promptuary.report.found import Seen
 from promptuary.report.standing import Standing
+from promptuary.report.values import scalar
 
 COLUMNS = (
     *("run", "row", "method", "column", "task", "data", "backbone", "seed", "state", "metric", "score", "low", "high"),
@@ -39,8 +40,8 @@ class Part:
 class Repeat:
     """Runs that are the same but for their seed.
 
-    `parts`: names of the pieces to join; `command`: for the first run, whose folder is `place`; `missing`: settings that
-    are in the pieces and not in these runs; `runs`: seeds and scores.
+    `parts`: names of the pieces to join; `command`: for the first run, whose folder is `place`; `missing`: settings
+    that are in the pieces and not in these runs; `runs`: seeds and scores.
     """
 
     parts: tuple[str, str]
@@ -112,8 +113,9 @@ def repeats(runs: Sequence[Seen], found: Standing) -> tuple[list[Part], list[Rep
     repeated = []
     for key in order:
         first, (_, column) = groups[key][0], key[0]
-        asked = _piece(pieces, "asked", column, first)
-        by = _piece(pieces, "by", first.method, first)
+        # what has another solver or kind of task has other settings altogether
+        asked = _piece(pieces, "asked", (column, first.settings.get("task.name")), first)
+        by = _piece(pieces, "by", (first.method, first.settings.get("solver.name")), first)
         base = {**asked[1], **by[1]}
         own = {path: value for path, value in first.settings.items() if path not in ("seed", "out")}
         changes = [f"{path}={value}" for path, value in own.items() if base.get(path) != value]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from promptuary import metrics
 from promptuary.report import variants
 from promptuary.report.found import Seen
-from promptuary.report.found import number as finite
+from promptuary.report.values import number as finite
 
 REFERENCE = "prompt_tuning"
 """The method that times and memory are ratios to; Lester et al. 2021, the simplest there is."""
@@ -166,7 +166,7 @@ def _rows(runs: Sequence[Seen], column_of: Mapping[str, int], notes: list[str]) 
     by_method = dict[str, list[Seen]]()
     for run in runs:
         by_method.setdefault(run.method, []).append(run)
-    found = []
+    found = list[tuple[Row, dict[str, int]]]()
     for method, own in by_method.items():
         columns = dict[int, list[Mapping[str, str]]]()
         for run in own:

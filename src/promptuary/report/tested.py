@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptuary.report.found import number
 from promptuary.report.samples import said
+from promptuary.report.values import number
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def notes(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"Test: {said(summary['test'], 200)}.")
         tuning = summary.get("tuning")
         if isinstance(tuning, Mapping):
-            found.append(f"Tuning of every method: {said(', '.join(f'{key} {one}' for key, one in tuning.items()), 200)}.")
+            told = ", ".join(f"{key} {one}" for key, one in tuning.items())
+            found.append(f"Tuning of every method: {said(told, 200)}.")
         ranks = summary.get("ranks")
         if isinstance(ranks, Mapping):
             distance = number(ranks.get("critical_difference"))

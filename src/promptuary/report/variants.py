@@ -9,8 +9,9 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from promptuary.report.found import Seen, scalar
+from promptuary.report.found import Seen
 from promptuary.report.samples import said
+from promptuary.report.values import scalar
 
 NAME = 60
 """Most characters of a name; our choice."""
@@ -78,7 +79,9 @@ def column_names(columns: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tu
     return [said(name, 2 * NAME) for name in names], shared
 
 
-def _joined(paths: Sequence[str], needed: Sequence[int], columns: Sequence[tuple[str, ...]], *, brief: bool) -> list[str]:
+def _joined(
+    paths: Sequence[str], needed: Sequence[int], columns: Sequence[tuple[str, ...]], *, brief: bool
+) -> list[str]:
     """Names from values; in a brief one, what most columns have goes without saying."""
     usual = {place: Counter(column[place] for column in columns).most_common(1)[0][0] for place in needed}
     names = []

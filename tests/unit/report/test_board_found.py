@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import boards
-from promptuary.report import found
+from promptuary.report import found, values
 
 
 def look(folder: Path) -> found.Found:
@@ -40,7 +40,13 @@ def test_a_folder_that_is_a_run_itself_is_found(tmp_path: Path) -> None:
 def test_what_is_known_of_a_run(tmp_path: Path) -> None:
     boards.write(tmp_path / "a", score=0.75, interval=(0.5, 1.0), curve=(0.1, 0.3), size=321, method__rank=8)
     (run,) = look(tmp_path).runs
-    assert (run.method, run.metric, run.score, run.interval, run.validation) == ("ept", "accuracy", 0.75, (0.5, 1.0), 0.3)
+    assert (run.method, run.metric, run.score, run.interval, run.validation) == (
+        "ept",
+        "accuracy",
+        0.75,
+        (0.5, 1.0),
+        0.3,
+    )
     assert run.curve == ((0, 0.1), (10, 0.3))
     assert run.bytes == 321
     assert run.examples("test") == 1000
@@ -97,7 +103,8 @@ def test_a_damaged_run_is_named_and_skipped(tmp_path: Path, name: str, content: 
 
 def test_a_few_lines_of_yaml_that_would_become_gigabytes_are_refused(tmp_path: Path) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"] + [
-        f"{here}: &{here} [{', '.join([f'*{before}'] * 9)}]" for before, here in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{here}: &{here} [{', '.join([f'*{before}'] * 9)}]"
+        for before, here in zip("abcdefgh", "bcdefghi", strict=True)
     ]
     (boards.write(tmp_path / "bomb") / "run.yaml").write_text("\n".join(lines) + "\n")
     assert "not the YAML" in look(tmp_path).notes[0]
@@ -117,8 +124,9 @@ def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     seen = look(inside)
     assert seen.runs == ()
     assert [note.partition(" was skipped: ")[2] for note in seen.notes] == [
-        "result.json cannot be read: it is a link", "run.yaml cannot be read: it is no ordinary file",
-    ]  # fmt: skip
+        "result.json cannot be read: it is a link",
+        "run.yaml cannot be read: it is no ordinary file",
+    ]
 
 
 def test_folders_of_the_machine_are_taken_out_of_settings(tmp_path: Path) -> None:
@@ -138,7 +146,7 @@ def test_folders_of_the_machine_are_taken_out_of_settings(tmp_path: Path) -> Non
     assert run.settings["data.source"] == "pets"
     assert run.settings["method.start"] == "start.txt"
     assert run.settings["method.paths"] == "[x.txt, plain]"
-    assert found.scalar(run.settings["task.template"]) == "{text} / {mask} . // or ./"
+    assert values.scalar(run.settings["task.template"]) == "{text} / {mask} . // or ./"
     assert {"backbone.model", "data.source", "method.start", "method.paths", "method.endpoint", "out"} == run.hidden
 
 

@@ -56,9 +56,12 @@ def test_rows_are_told_apart_by_the_fewest_settings(tmp_path: Path) -> None:
             boards.write(tmp_path / f"{rank}-{rate}", method__rank=rank, method__prompt_lr=rate, train__warmup=rate)
     boards.write(tmp_path / "other", method={"name": "dept", "rank": 3})
     assert {row.name for row in stood(tmp_path).rows} == {
-        "dept", "ept (rank 4, prompt_lr 0.1)", "ept (rank 4, prompt_lr 0.2)", "ept (rank 8, prompt_lr 0.1)",
+        "dept",
+        "ept (rank 4, prompt_lr 0.1)",
+        "ept (rank 4, prompt_lr 0.2)",
+        "ept (rank 8, prompt_lr 0.1)",
         "ept (rank 8, prompt_lr 0.2)",
-    }  # fmt: skip
+    }
 
 
 def test_a_setting_that_is_other_in_each_task_makes_no_row(tmp_path: Path) -> None:
@@ -72,8 +75,11 @@ def test_a_setting_that_is_other_in_each_task_makes_no_row(tmp_path: Path) -> No
 
 def test_names_of_columns_hold_what_differs(tmp_path: Path) -> None:
     for name, changes in {
-        "a": {}, "b": {"data__shots": 4}, "c": {"data__shots": None}, "d": {"data__classes": "base"},
-    }.items():  # fmt: skip
+        "a": {},
+        "b": {"data__shots": 4},
+        "c": {"data__shots": None},
+        "d": {"data__classes": "base"},
+    }.items():
         boards.write(tmp_path / name, **changes)
     names = [column.name for column in stood(tmp_path).columns]
     assert len(set(names)) == 4
@@ -139,8 +145,10 @@ def test_one_seed_is_no_evidence(tmp_path: Path) -> None:
 def test_costs_are_ratios_to_prompt_tuning_on_the_same_machine_and_task(tmp_path: Path) -> None:
     other = {**boards.MACHINE, "processor": "two"}
     for name, method, seconds, machine in (
-        ("a", "prompt_tuning", 0.5, boards.MACHINE), ("b", "ept", 1.0, boards.MACHINE), ("c", "dept", 9.0, other),
-    ):  # fmt: skip
+        ("a", "prompt_tuning", 0.5, boards.MACHINE),
+        ("b", "ept", 1.0, boards.MACHINE),
+        ("c", "dept", 9.0, other),
+    ):
         told = {"seconds_per_step_median": seconds, "peak_memory_bytes": int(seconds * 2**30)}
         boards.write(tmp_path / name, method__name=method, result=told, machine=machine)
     boards.write(tmp_path / "d", method__name="lamp", suite="elsewhere")
@@ -175,7 +183,7 @@ def test_a_curve_is_the_mean_of_seeds_with_their_ends(tmp_path: Path) -> None:
     runs = found.look(tmp_path).runs
     (drawn,) = figures.curves(standing(runs), {run.place: run for run in runs}, 5, 10).charts
     # step 20 is on one of three seeds, fewer than half
-    assert [tick.text for tick in drawn.x_ticks][0] == "0"
+    assert drawn.x_ticks[0].text == "0"
     (line,) = drawn.series
     assert line.line.count("L") == 1
     first, second = (float(part.split()[1]) for part in line.line[1:].split("L"))
