@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from promptuary import asking
 from promptuary.errors import FileFormatError
+from promptuary.public import is_local, public_name
 from promptuary.tuned import Tuned
 
 PLACE = "this/folder"
@@ -30,16 +30,6 @@ HUB_METRICS = {
     "mean_squared_error": "mse",
 }
 """Our name of a metric -> the hub's, where they differ."""
-
-
-def is_local(name: str) -> bool:
-    """Whether a base or a data set is known by a place on somebody's disk and not by a name on the hub."""
-    return name.startswith(("pip:", "/", ".", "~")) or name.endswith(".gguf") or Path(name).expanduser().exists()
-
-
-def public_name(name: str) -> str:
-    """The name without the folders of the machine that it lies on."""
-    return Path(name).name if is_local(name) and not name.startswith("pip:") else name
 
 
 def source(data: Mapping[str, Any]) -> dict[str, Any]:

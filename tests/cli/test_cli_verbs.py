@@ -28,7 +28,7 @@ from promptuary.listening import Listener
 from promptuary.training import train
 
 VERBS = (
-    "demo", "train", "evaluate", "predict", "inspect", "import", "export", "push", "pull",
+    "demo", "train", "evaluate", "predict", "report", "inspect", "import", "export", "push", "pull",
     "methods", "schema", "doctor",
 )  # fmt: skip
 Run = Callable[..., Said]

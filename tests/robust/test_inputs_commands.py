@@ -18,6 +18,7 @@ import promptuary.cli.doctor
 import promptuary.demo
 import promptuary.exports.peft
 import promptuary.hub
+import promptuary.report.board
 from cli.cli_user import Said, command, environment
 from promptuary import checkpoint, config, registry
 from promptuary.cli.main import main
@@ -28,6 +29,7 @@ WORKS = {
     "train": ["train", "ROOT/run.yaml", "--out", "TMP/out"],
     "evaluate": ["evaluate", "ROOT/trained-masked", "--predictions", "TMP/rows.jsonl"],
     "predict": ["predict", "ROOT/trained-masked", "a cat"],
+    "report": ["report", "ROOT/trained-masked", "--out", "TMP/page.html"],
     "inspect": ["inspect", "ROOT/trained-masked", "--picture", "TMP/picture.png"],
     "export": ["export", "ROOT/trained-masked", "--to", "peft", "--out", "TMP/export"],
     "import": ["import", "ROOT/exported", "--model", "ROOT/masked", "--out", "TMP/import"],
@@ -44,6 +46,7 @@ MISSING = {
     "train": ["train", "TMP/run.yaml"],
     "evaluate": ["evaluate", "TMP/prompt"],
     "predict": ["predict", "TMP/prompt", "a cat"],
+    "report": ["report", "TMP/prompt"],
     "inspect": ["inspect", "TMP/prompt"],
     "export": ["export", "TMP/prompt", "--to", "peft", "--out", "TMP/export"],
     "import": ["import", "TMP/peft", "--model", "ROOT/masked", "--out", "TMP/import"],
@@ -60,6 +63,7 @@ CALLED: dict[str, tuple[Any, str]] = {
     "train": (config, "build"),
     "evaluate": (checkpoint, "load_prompt"),
     "predict": (checkpoint, "load_prompt"),
+    "report": (promptuary.report.board, "render"),
     "inspect": (checkpoint, "load_prompt"),
     "export": (checkpoint, "load_prompt"),
     "import": (promptuary.exports.peft, "load"),
@@ -79,7 +83,7 @@ READS = {
     "export": "trained-masked/prompt/prompt.json",
     "import": "exported/adapter_config.json",
 }
-WRITES = ("train", "evaluate", "inspect", "export", "import", "schema")
+WRITES = ("train", "evaluate", "report", "inspect", "export", "import", "schema")
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +213,11 @@ def test_no_permission_to_read_the_data(verb: str, place: inputs.Place, forbid: 
 def test_a_full_disk_under_the_output(verb: str, place: inputs.Place) -> None:
     """/dev/full is a real full disk."""
     line = given(place, WORKS[verb])
-    words = [*line, "--json"] if "--out" not in line or verb in ("train", "export", "import") else [*line[:1], "--json"]
+    words = (
+        [*line, "--json"]
+        if "--out" not in line or verb in ("train", "report", "export", "import")
+        else [*line[:1], "--json"]
+    )
     with open("/dev/full", "w") as full, contextlib.redirect_stdout(full), _quiet() as err:
         code = main(words)
     assert code == 1

@@ -31,6 +31,7 @@ from promptuary.cli import (
     inspect,
     methods,
     predict,
+    report,
     schema,
     train,
 )
@@ -62,6 +63,7 @@ app.command()(train.train)
 app.command()(compare.compare)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(report.report)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(hub.push)
