@@ -25,6 +25,7 @@ EXTRAS = {
     "peft": "peft",
     "blackbox": "cma",
     "llm": "openai",
+    "sweep": "optuna",
     "test": "pytest",
     "docs": "sphinx",
 }
