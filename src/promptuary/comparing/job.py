@@ -23,6 +23,9 @@ from promptuary.errors import ConfigError
 from promptuary.run import BaselineRun, JointRun, Run
 from promptuary.settings import Settings
 
+REFERENCE = "prompt_tuning"
+"""The method whose cost is 1 where the settings name none: the plainest one."""
+
 FILE = "compare.yaml"
 """The resolved comparison in its own folder."""
 
@@ -226,7 +229,7 @@ class Job:
         """The method whose cost is 1."""
         if self.config.reference is not None:
             return self.config.reference
-        found = (name for name, one in self.config.methods.items() if (one.method or {}).get("name") == "prompt_tuning")
+        found = (name for name, one in self.config.methods.items() if (one.method or {}).get("name") == REFERENCE)
         return next(found, None)
 
 
