@@ -16,14 +16,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import hypothesis
 import torch
 
-import shapes
+import shape_checks
 
 # what is compiled once is kept, also by the processes that tests start: a new checkout has no bytecode of the library
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # shapes in signatures are checked here and cost users nothing
-shapes.install(["promptuary.methods", "promptuary.prompts", "promptuary.backbones"])
+shape_checks.install(["promptuary.methods", "promptuary.prompts", "promptuary.backbones"])
 
 torch.set_num_threads(1)
 

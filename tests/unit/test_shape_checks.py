@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from promptuary.backbones import place
-from shapes import DONE, checked
+from shape_checks import DONE, checked
 
 if TYPE_CHECKING:
     from nowhere import Unknown
