@@ -64,9 +64,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "solver": {"name": "policy", "model": VOICE, "learning_rate": 1e-4, "budget": SCORED},
         **LONG,
     },
-    "grips": {
-        "method": {"name": "grips", "init_text": INSTRUCTION}, "solver": {"name": "edits", "budget": SCORED}, **LONG
-    },
+    "grips": {"method": {"name": "grips", "init_text": INSTRUCTION}, "solver": {"name": "edits"}, **LONG},
     "prompt tuning, 5 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 5}, **LONG},
     "prompt tuning, 20 rows": {"method": {"name": "prompt_tuning", "num_virtual_tokens": 20}, **LONG},
 }  # fmt: skip
@@ -152,7 +150,7 @@ def run(data: Path, methods: list[str], sets: list[str], seeds: list[int]) -> No
                     f'python benchmarks/discrete.py run --data DIR --methods "{name}" --sets {task} --seeds {seed}'
                 )
                 body = json.loads(to_json(found).decode().replace(str(data), "DIR"))
-                write(PATH, {"cell": cell, **effort, **body, **meta(MODEL, f"python benchmarks/{command}")})
+                write(PATH, {"cell": cell, **effort, **body, **meta(MODEL, command)})
                 print(*cell, found["validation"], found["test"], repr(found["text"]), flush=True)
 
 

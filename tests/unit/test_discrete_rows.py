@@ -54,6 +54,11 @@ def test_a_row_is_what_its_command_runs(row: dict[str, Any]) -> None:
     assert row["command"] == command
 
 
+@pytest.mark.parametrize("name", [*bench.METHODS, *bench.ROBUST])
+def test_every_method_of_the_benchmark_is_a_run(name: str) -> None:
+    promptuary.load_run({**bench.settings(name, "cr", 13, None, Path("DIR")), "out": "out"})
+
+
 def test_rows_say_where_they_are_from_and_nothing_of_the_machines_folders() -> None:
     assert all(row["machine"] and row["versions"]["torch"] for row in ROWS)
     text = bench.PATH.read_text(encoding="utf-8")
