@@ -197,7 +197,7 @@ def robust_table() -> str:
                 continue
             columns = [[100 * one["clean"]["scores"]["accuracy"] for one in own]]
             columns += [[100 * one["perturbed"][kind]["scores"]["accuracy"] for one in own] for kind in kinds]
-            columns += [[100 * one["mean"] for one in own], [100 * one["worst"]["score"] for one in own]]
+            columns += [[100 * one["mean"]["score"] for one in own], [100 * one["worst"]["score"] for one in own]]
             cells = [f"{statistics.mean(column):.1f}" for column in columns]
             lines.append(f"| {task} | {name} ({len(own)}) | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ def cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row["cell"])
 
 
-@pytest.mark.parametrize("table", [bench.table, rewards.table], ids=["discrete", "rewards"])
+@pytest.mark.parametrize("table", [bench.table, bench.robust_table, rewards.table], ids=["words", "robust", "rewards"])
 def test_the_readme_has_the_table_as_it_is_printed(table: Any) -> None:
     assert table() in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
 
