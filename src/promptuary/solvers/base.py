@@ -213,14 +213,29 @@ class SearchConfig(SolverConfig):
         Raises:
             ConfigError: it does not hold one.
         """
-        if self.budget is None:
-            return planned
-        if self.budget < self.population:
-            raise ConfigError(
-                f"a budget of {self.budget} does not hold one step of {self.population} candidates; raise it, or lower "
-                "solver.population"
-            )
-        return self.budget // self.population
+        return afforded(self.budget, planned, self.population, "candidates", "population")
+
+
+def afforded(budget: int | None, planned: int, scored: int, what: str, setting: str) -> int:
+    """Steps that a budget holds, or as many as planned without one.
+
+    Args:
+        budget: of what is scored in all.
+        planned: steps of the training settings.
+        scored: how many a step scores.
+        what: their name.
+        setting: of the solver, that says how many they are.
+
+    Raises:
+        ConfigError: it does not hold one.
+    """
+    if budget is None:
+        return planned
+    if budget < scored:
+        raise ConfigError(
+            f"a budget of {budget} does not hold one step of {scored} {what}; raise it, or lower solver.{setting}"
+        )
+    return budget // scored
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,18 @@ from torch import Tensor
 from promptuary.errors import ConfigError
 from promptuary.seeds import seeded
 from promptuary.solvers import soft_q
-from promptuary.solvers.base import Batches, Job, Learner, Reduce, Solver, SolverConfig, StepResult, Voice, Words
+from promptuary.solvers.base import (
+    Batches,
+    Job,
+    Learner,
+    Reduce,
+    Solver,
+    SolverConfig,
+    StepResult,
+    Voice,
+    Words,
+    afforded,
+)  # fmt: skip
 from promptuary.solvers.gradient import GradientSolver
 from promptuary.solvers.policy_net import Policy, Speech, Spoken
 from promptuary.solvers.policy_rewards import dealt, on_all, on_one, told
@@ -161,14 +172,7 @@ class PolicyConfig(SolverConfig):
         Raises:
             ConfigError: it does not hold one.
         """
-        if self.budget is None:
-            return planned
-        if self.budget < self.scored:
-            raise ConfigError(
-                f"a budget of {self.budget} does not hold one step of {self.scored} prompts; raise it, or lower "
-                "solver.prompts"
-            )
-        return self.budget // self.scored
+        return afforded(self.budget, planned, self.scored, "prompts", "prompts")
 
 
 @dataclass(frozen=True)
